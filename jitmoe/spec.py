@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""One value, one binary: a ``KernelSpec`` holds everything that changes a compiled kernel, and nothing else.
+
+A kernel family is one frozen dataclass derived from ``KernelSpec``. Its fields become the ``Config`` struct of the
+rendered source and, through that source, the cache key; its class attributes say which header implements it and
+which arguments the entry point takes. So a field cannot be forgotten in either place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar, Literal
+
+ArgumentKind = Literal["in", "out", "int32", "int64"]  # in: const void*, out: void* (also read and written)
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of an entry point. ``name`` is also the field of the kernel's ``Args`` struct in C++."""
+
+    name: str
+    kind: ArgumentKind
+
+    @property
+    def is_pointer(self) -> bool:
+        return self.kind in ("in", "out")
+
+
+def arguments(text: str) -> tuple[Argument, ...]:
+    """Parses ``"in x, out y, int32 num_tokens"``."""
+    parsed = []
+    for part in text.replace("\n", " ").split(","):
+        kind, name = part.split()
+        if kind not in ("in", "out", "int32", "int64"):
+            raise ValueError(f"unknown argument kind {kind!r} in {part!r}")
+        parsed.append(Argument(name, kind))  # type: ignore[arg-type]
+    return tuple(parsed)
+
+
+class Target(str, Enum):
+    """What code is generated for."""
+
+    SPIRV = "spir64"  # device-independent image, finished by the driver at load time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSpec:
+    """Base of all kernel families."""
+
+    KERNEL: ClassVar[str]  # function template jitmoe::kernel::<KERNEL> in <jitmoe/kernel/<KERNEL>.hpp>
+    ARGUMENTS: ClassVar[tuple[Argument, ...]]
+    DIMENSIONS: ClassVar[int] = 1  # of the nd_range
+    SUB_GROUP_SIZE: ClassVar[int] = 0  # 0: the compiler's choice
+    WORK_GROUP_SIZE: ClassVar[int] = 0  # 0: given at launch; 1: one work-item per work-group (CPU kernels)
+
+    def constants(self) -> Iterator[tuple[str, bool | int | Enum]]:
+        """Yields (name, value) of each ``Config`` member in declaration order."""
+        for spec_field in dataclasses.fields(self):
+            yield spec_field.name, getattr(self, spec_field.name)
+
+    @property
+    def entry_name(self) -> str:
+        """The entry point's C name."""
+        return f"jitmoe_{self.KERNEL}"
+
+    @property
+    def large_grf(self) -> bool:
+        """Whether a GPU driver has to build this kernel in 256-GRF mode (a load-time option, not in the image)."""
+        return False
+
+    def __str__(self) -> str:
+        values = " ".join(f"{n}={v.value if isinstance(v, Enum) else v}" for n, v in self.constants())
+        return f"{self.KERNEL}({values})"
