@@ -1,2 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Fused Mixture-of-Experts kernels for Intel hardware that compile themselves on first use."""
+"""Fused Mixture-of-Experts kernels for Intel hardware that compile themselves on first use.
+
+Importing does nothing: no device is queried, no folder made, no compiler looked for.
+"""
+
+__version__ = "0.1.0"
+
+from jitmoe.api import explain, fused_moe
+from jitmoe.errors import ArgumentError, JitMoEError
+from jitmoe.tensors import UsmArray
+
+__all__ = ["ArgumentError", "JitMoEError", "UsmArray", "__version__", "explain", "fused_moe"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 
@@ -68,11 +69,35 @@ class MoEProblem:
     w2_stride: int
     topk_ids_row_stride: int
     topk_weights_row_stride: int
+    base_alignment: int = 1  # bytes, a power of two <= 64 that divides every tensor's address; CPU: not looked at
 
     @property
     def num_pairs(self) -> int:
         """(token, expert) pairs: M * k. A pair's index is token * k + slot."""
         return self.num_tokens * self.top_k
+
+    def resized(
+        self, *, num_tokens: int, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int
+    ) -> MoEProblem:
+        """Returns the same kind of problem with other sizes and densely packed tensors."""
+        w1_n, w2_n = 2 * intermediate_size, hidden_size
+        return dataclasses.replace(
+            self,
+            num_tokens=num_tokens,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_experts=num_experts,
+            top_k=top_k,
+            num_global_experts=None if self.num_global_experts is None else num_experts,
+            x_row_stride=hidden_size,
+            out_row_stride=hidden_size,
+            w1_expert_stride=w1_n * hidden_size,
+            w1_stride=hidden_size if self.w1_layout is Layout.NK else w1_n,
+            w2_expert_stride=w2_n * intermediate_size,
+            w2_stride=intermediate_size if self.w2_layout is Layout.NK else w2_n,
+            topk_ids_row_stride=top_k,
+            topk_weights_row_stride=top_k,
+        )
 
     def __str__(self) -> str:
         return (

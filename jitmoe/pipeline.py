@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: MIT
+"""The wiring: problem -> plan -> spec -> key -> memory | disk | compile -> kernel -> self-check -> bound plan.
+
+The only module that sees every stage. Stages get their collaborators as arguments; this one makes the defaults.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jitmoe
+from jitmoe import knobs, selfcheck
+from jitmoe.cache import Cache, CacheKey, Entry, open_cache
+from jitmoe.compilers.base import ArtifactKind, Compiler, CompileRequest, parallel_jobs
+from jitmoe.compilers.find import find_compilers
+from jitmoe.device import Device
+from jitmoe.errors import CompileError, LoadError, MissingKernelError, SelfCheckError, ToolchainNotFoundError
+from jitmoe.plan import planner_for
+from jitmoe.plan.launch import Plan
+from jitmoe.problem import MoEProblem
+from jitmoe.runtime import loader, sycl
+from jitmoe.runtime.launcher import BoundPlan
+from jitmoe.runtime.loader import Kernel
+from jitmoe.runtime.stream import Stream, private_stream
+from jitmoe.source import header_digest, render
+from jitmoe.spec import KernelSpec
+
+logger = logging.getLogger("jitmoe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildEvent:
+    """What happened to get one kernel, for progress displays."""
+
+    spec: KernelSpec
+    source: str  # "cache" or the compiler's name
+    seconds: float
+
+
+class Pipeline:
+    """Everything between a plan and launchable kernels, with one cache and one list of compilers."""
+
+    def __init__(
+        self,
+        settings: knobs.Knobs | None = None,
+        cache: Cache | None = None,
+        compilers: Sequence[Compiler] | None = None,
+    ) -> None:
+        self.settings = settings if settings is not None else knobs.current()
+        self._cache = cache
+        self._compilers = tuple(compilers) if compilers is not None else None
+        self._searched: tuple[str, ...] = ()
+        self._broken: set[str] = set()  # compilers that failed on something another one could compile
+        self._kernels: dict[tuple[str, int], Kernel] = {}
+        self._checked: set[tuple[str, str]] = set()
+        self._lock = threading.RLock()
+        self.on_build: Callable[[BuildEvent], None] = lambda event: None
+
+    @property
+    def cache(self) -> Cache:
+        if self._cache is None:
+            self._cache = open_cache(self.settings.cache_dir, self.settings.cache_readonly_dirs)
+        return self._cache
+
+    @property
+    def compilers(self) -> tuple[Compiler, ...]:
+        """The usable compilers, preferred one first."""
+        if self._compilers is None:
+            self._compilers, self._searched = find_compilers(
+                self.settings.compiler, sycl.runtime_soname_or_none()
+            )
+        return tuple(compiler for compiler in self._compilers if compiler.name not in self._broken)
+
+    # problem -> launchable plan
+
+    def prepare(self, problem: MoEProblem, stream: Stream, tensor_names: Sequence[str]) -> BoundPlan:
+        """Returns the plan for ``problem`` with trusted kernels; compiles what is missing."""
+        planner = planner_for(stream.device)
+        choice = planner.choose(problem, stream.device)
+        plan = planner.launches(problem, stream.device, choice)
+        with self._lock:
+            entries = self.build(plan.specs, stream.device)
+            kernels = self._load_all(entries, stream)
+            if not self._is_trusted(entries.values(), stream.device):
+                small = planner.check_problem(problem, choice)
+                self._check(small, planner.launches(small, stream.device, choice), entries, kernels, stream)
+        return BoundPlan(plan, kernels, tensor_names)
+
+    # spec -> entry
+
+    def build(self, specs: Iterable[KernelSpec], device: Device) -> dict[KernelSpec, Entry]:
+        """Returns a cache entry per spec, compiling the missing ones in parallel; needs no device."""
+        entries: dict[KernelSpec, Entry] = {}
+        missing = []
+        for spec in specs:
+            started = time.perf_counter()
+            entry = self._find(spec, device)
+            if entry is None:
+                missing.append(spec)
+            else:
+                entries[spec] = entry
+                self.on_build(BuildEvent(spec=spec, source="cache", seconds=time.perf_counter() - started))
+        if not missing:
+            return entries
+        if self.settings.disable_jit:
+            raise self._missing_kernel(missing[0], device)
+        if not self.compilers:
+            raise ToolchainNotFoundError(searched=self._searched)
+        jobs = parallel_jobs(
+            len(missing), wanted=self.settings.jobs, memory_per_job_bytes=self.compilers[0].memory_per_job_bytes
+        )
+        with ThreadPoolExecutor(jobs, thread_name_prefix="jitmoe-compile") as pool:
+            entries.update(zip(missing, pool.map(lambda spec: self._compile(spec, device), missing), strict=True))
+        return entries
+
+    def key(self, spec: KernelSpec, device: Device, compiler: Compiler | None) -> CacheKey:
+        """Returns the cache key of ``spec`` built by ``compiler`` (None: only what is asked, not how it is made)."""
+        request = (("spec", str(spec)), ("source", render(spec)), ("headers", header_digest()))
+        if compiler is None:
+            return CacheKey(spec.entry_name, request, ())
+        build = [
+            ("compiler", compiler.identity),
+            ("argv", "\n".join(compiler.argv(_request(spec, device)))),
+            ("runtime", compiler.runtime_abi),
+        ]
+        if compiler.kind is not ArtifactKind.SPIRV:
+            build += [("device", device.arch), ("driver", device.driver_version), ("machine", platform.machine())]
+        return CacheKey(spec.entry_name, request, tuple(build))
+
+    def _find(self, spec: KernelSpec, device: Device) -> Entry | None:
+        for compiler in self.compilers:
+            entry = self.cache.get(self.key(spec, device, compiler))
+            if entry is not None:
+                return entry
+            if not self._compile_failed_before(self.key(spec, device, compiler)):
+                break
+        if self.settings.disable_jit or not self.compilers:
+            # Nothing can be built here, so an image by another compiler version is as good: SPIR-V is the interface.
+            for entry in self.cache.siblings(self.key(spec, device, None)):
+                if ArtifactKind.SPIRV.value in entry.files:
+                    return entry
+        return None
+
+    def _compile(self, spec: KernelSpec, device: Device) -> Entry:
+        failure: CompileError | None = None
+        for compiler in self.compilers:
+            key = self.key(spec, device, compiler)
+            if self._compile_failed_before(key) and compiler is not self.compilers[-1]:
+                continue
+            with self.cache.build_lock(key, timeout_s=self.settings.lock_timeout_s):
+                started = time.perf_counter()
+                entry = self.cache.get(key)
+                if entry is not None:  # another process was faster
+                    self.on_build(BuildEvent(spec=spec, source="cache", seconds=time.perf_counter() - started))
+                    return entry
+                try:
+                    entry = self._compile_with(compiler, key, spec, device)
+                except CompileError as error:
+                    failure = self._keep_evidence(error, key, spec)
+                    if compiler is not self.compilers[-1]:
+                        self._give_up_on(compiler, key, failure)
+                    continue
+                self.cache.put(entry)
+                self.on_build(
+                    BuildEvent(spec=spec, source=compiler.name, seconds=time.perf_counter() - started)
+                )
+                return entry
+        assert failure is not None
+        raise failure
+
+    def _compile_with(self, compiler: Compiler, key: CacheKey, spec: KernelSpec, device: Device) -> Entry:
+        request = _request(spec, device)
+        logger.info("compiling %s with %s", spec, compiler.name)
+        artifact = compiler.compile(request, build_key=key.digest, timeout_s=self.settings.compile_timeout_s)
+        logger.info("compiled %s in %.2f s", spec.entry_name, artifact.seconds)
+        info = {
+            "spec": str(spec),
+            "compiler": compiler.identity,
+            "device": device.arch,
+            "headers": header_digest(),
+            "jitmoe": jitmoe.__version__,
+            "created": time.time(),
+            "seconds": artifact.seconds,
+            "properties": dict(artifact.properties),
+        }
+        files = {
+            artifact.kind.value: artifact.image,
+            "kernel.cpp": request.source.encode(),
+            "build.log": artifact.log.encode(),
+        }
+        return Entry(key=key, files=files, info=info)
+
+    def _keep_evidence(self, error: CompileError, key: CacheKey, spec: KernelSpec) -> CompileError:
+        folder = self.cache.keep_failure(
+            f"{key.name}-{key.digest[:16]}", {f"{key.name}.cpp": render(spec), "error.log": f"{error}\n\n{error.log}"}
+        )
+        if folder is not None:
+            error.source_path = folder / f"{key.name}.cpp"
+        return error
+
+    def _give_up_on(self, compiler: Compiler, key: CacheKey, failure: CompileError) -> None:
+        if compiler.name not in self._broken:
+            self._broken.add(compiler.name)
+            logger.warning("jitmoe: %s failed, going on with another compiler. %s", compiler.name, failure)
+        self.cache.put_verdict(_compile_verdict(key), {"status": "failed", "reason": failure.reason})
+
+    def _compile_failed_before(self, key: CacheKey) -> bool:
+        verdict = self.cache.get_verdict(_compile_verdict(key))
+        return verdict is not None and verdict.get("status") == "failed"
+
+    def _missing_kernel(self, spec: KernelSpec, device: Device) -> MissingKernelError:
+        compiler = self.compilers[0] if self.compilers else None
+        return MissingKernelError(
+            kernel=spec.entry_name,
+            spec=str(spec),
+            warmup=f"jitmoe-warmup MODEL --device {device.arch if device.arch != 'x86-64' else 'cpu'}",
+            near_miss=self.cache.explain_miss(self.key(spec, device, compiler)),
+        )
+
+    # entry -> kernel
+
+    def _load_all(self, entries: dict[KernelSpec, Entry], stream: Stream) -> dict[object, Kernel]:
+        """Loads in parallel: the driver finishes each image for its device, which takes longer than all the rest."""
+        if len(entries) == 1 or all((e.key.digest, stream.context_id) in self._kernels for e in entries.values()):
+            return {spec: self._load(spec, entry, stream) for spec, entry in entries.items()}
+        with ThreadPoolExecutor(len(entries), thread_name_prefix="jitmoe-load") as pool:
+            loaded = pool.map(lambda item: self._load(*item, stream), entries.items())
+            return dict(zip(entries, loaded, strict=True))
+
+    def _load(self, spec: KernelSpec, entry: Entry, stream: Stream) -> Kernel:
+        place = (entry.key.digest, stream.context_id)
+        kernel = self._kernels.get(place)
+        if kernel is None:
+            if ArtifactKind.SHARED_LIBRARY.value in entry.files:
+                image = entry.files[ArtifactKind.SHARED_LIBRARY.value]
+                kernel = loader.load_shared_library(spec.entry_name, image, entry.key.digest, stream)
+            elif ArtifactKind.SPIRV.value in entry.files:
+                image = entry.files[ArtifactKind.SPIRV.value]
+                kernel = loader.load_spirv(
+                    spec.entry_name, image, len(spec.ARGUMENTS), stream, large_grf=spec.large_grf
+                )
+            else:
+                raise LoadError(kernel=spec.entry_name, reason=f"entry {entry.origin} holds {sorted(entry.files)}")
+            self._kernels[place] = kernel
+        return kernel
+
+    # kernel -> trust
+
+    def _is_trusted(self, entries: Iterable[Entry], device: Device) -> bool:
+        """Whether every kernel has passed on this device; raises if one has failed there before."""
+        trusted = True
+        for entry in entries:
+            place = (entry.key.digest, device.fingerprint)
+            if place in self._checked:
+                continue
+            verdict = self.cache.get_verdict(_check_verdict(entry.key, device))
+            if verdict is None:
+                trusted = False
+            elif verdict.get("status") == "passed":
+                self._checked.add(place)
+            else:
+                raise SelfCheckError(
+                    kernels=(entry.key.name,), device=str(device), evidence=f"{verdict.get('evidence')} (recorded)"
+                )
+        return trusted
+
+    def _check(
+        self,
+        problem: MoEProblem,
+        plan: Plan,
+        entries: dict[KernelSpec, Entry],
+        kernels: dict[object, Kernel],
+        stream: Stream,
+    ) -> None:
+        started = time.perf_counter()
+        with private_stream(stream) as own:
+            error, wrong = selfcheck.check(problem, plan, kernels, own)
+        verdict = {
+            "status": "failed" if wrong else "passed",
+            "evidence": wrong,
+            "error": error,
+            "problem": str(problem),
+            "kernels": [str(spec) for spec in entries],
+            "device": str(stream.device),
+            "driver": stream.device.driver_version,
+            "seconds": time.perf_counter() - started,
+            "created": time.time(),
+        }
+        logger.info("self-check of %s: %s, error %.2e", problem, verdict["status"], error)
+        for entry in entries.values():
+            place = (entry.key.digest, stream.device.fingerprint)
+            if place not in self._checked:  # a kernel that passed with others is not to blame
+                self.cache.put_verdict(_check_verdict(entry.key, stream.device), verdict)
+                if not wrong:
+                    self._checked.add(place)
+        if wrong:
+            raise SelfCheckError(
+                kernels=tuple(spec.entry_name for spec in entries), device=str(stream.device), evidence=wrong
+            )
+
+
+def _request(spec: KernelSpec, device: Device) -> CompileRequest:
+    return CompileRequest(
+        kernel=spec.entry_name,
+        spec=str(spec),
+        source=render(spec),
+        arch=device.arch,
+        large_grf=spec.large_grf,
+    )
+
+
+def _check_verdict(key: CacheKey, device: Device) -> str:
+    return f"{key.digest}-{device.fingerprint}"
+
+
+def _compile_verdict(key: CacheKey) -> str:
+    return f"{key.digest}-compile"
+
+
+_default: Pipeline | None = None
+_default_lock = threading.Lock()
+
+
+def default() -> Pipeline:
+    """Returns the process-wide pipeline, made at the first call."""
+    global _default
+    if _default is None:
+        with _default_lock:
+            if _default is None:
+                _default = Pipeline()
+    return _default
+
+
+def explain(problem: MoEProblem, device: Device) -> str:
+    """Returns the plan for ``problem`` on ``device`` as text: decisions, kernels, launches, workspace."""
+    planner = planner_for(device)
+    plan = planner.launches(problem, device, planner.choose(problem, device))
+    lines = [f"{problem} on {device}"]
+    lines += [f"  {decision}" for decision in plan.decisions]
+    for launch in plan.launches:
+        ranges = "x".join(map(str, launch.global_size)) + " / " + "x".join(map(str, launch.local_size))
+        lines.append(f"  launch {launch.spec} over {ranges} work-items")
+    lines.append(f"  workspace {plan.workspace_bytes} bytes")
+    return "\n".join(lines)

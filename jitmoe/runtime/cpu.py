@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""The SYCL CPU device: finding and registering its runtime, its default queue, and the facts of the CPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import threading
+from pathlib import Path
+from typing import Any
+
+from jitmoe.device import CpuIsa
+from jitmoe.errors import RuntimeUnavailableError
+
+RUNTIME_PACKAGE = "intel-opencl-rt"
+RUNTIME_LIBRARY = "libintelocl.so"
+ICD_VARIABLE = "OCL_ICD_FILENAMES"
+
+# What each instruction set needs, by the names of /proc/cpuinfo.
+_ISA_FLAGS: tuple[tuple[CpuIsa, frozenset[str]], ...] = (
+    (CpuIsa.AMX_BF16, frozenset({"amx_tile", "amx_bf16", "avx512_bf16"})),
+    (CpuIsa.AVX512_BF16, frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})),
+    (CpuIsa.AVX512, frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})),
+    (CpuIsa.AVX2, frozenset({"avx2", "fma", "f16c"})),
+)
+# CL_CONFIG_CPU_TARGET_ARCH makes the runtime generate code for less than the CPU has.
+TARGET_VARIABLE = "CL_CONFIG_CPU_TARGET_ARCH"
+_TARGET_ISA = {"corei7": CpuIsa.GENERIC, "corei7-avx": CpuIsa.GENERIC, "core-avx2": CpuIsa.AVX2, "skx": CpuIsa.AVX512}
+_ISA_ORDER = tuple(CpuIsa)
+
+
+def find_runtime() -> Path | None:
+    """Returns the CPU runtime's library from the intel-opencl-rt wheel, or None."""
+    try:
+        distribution = importlib.metadata.distribution(RUNTIME_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for line in (distribution.read_text("RECORD") or "").splitlines():
+        path = line.partition(",")[0]
+        if path.endswith("/" + RUNTIME_LIBRARY):
+            located = Path(str(distribution.locate_file(path))).resolve()
+            return located if located.is_file() else None
+    return None
+
+
+def register_runtime() -> None:
+    """Names the wheel's CPU runtime to the OpenCL loader; only works before the first platform query.
+
+    A wheel registers no ICD, so without this the process has no CPU device. What the user set stays.
+    """
+    if os.environ.get(ICD_VARIABLE):
+        return
+    runtime = find_runtime()
+    if runtime is not None:
+        os.environ[ICD_VARIABLE] = str(runtime)
+
+
+_lock = threading.Lock()
+_queue: Any = None
+
+
+def default_queue() -> Any:
+    """Returns the process-wide in-order ``dpctl.SyclQueue`` on the CPU device; raises ``RuntimeUnavailableError``."""
+    global _queue
+    if _queue is None:
+        with _lock:
+            if _queue is None:
+                _queue = _make_queue()
+    return _queue
+
+
+def _make_queue() -> Any:
+    register_runtime()
+    try:
+        import dpctl
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            reason=f"dpctl cannot be imported: {error}", advice="pip install 'jitmoe[cpu]'"
+        ) from error
+    try:
+        return dpctl.SyclQueue("cpu", property=["in_order"])
+    except dpctl.SyclQueueCreationError as error:
+        raise RuntimeUnavailableError(reason="there is no SYCL CPU device", advice=_advice()) from error
+
+
+def _advice() -> str:
+    if find_runtime() is None and not os.environ.get(ICD_VARIABLE):
+        return "pip install 'jitmoe[cpu]' (it brings intel-opencl-rt, the CPU device's runtime)"
+    selector = os.environ.get("ONEAPI_DEVICE_SELECTOR", "")
+    if selector and "cpu" not in selector and "opencl:*" not in selector:
+        return f"ONEAPI_DEVICE_SELECTOR={selector} hides the CPU device: unset it or add opencl:cpu"
+    return (
+        "call jitmoe before anything else in the process asks SYCL for its platforms, "
+        f"or set {ICD_VARIABLE} to {RUNTIME_LIBRARY}'s path before starting"
+    )
+
+
+@functools.cache
+def host_flags() -> frozenset[str]:
+    """Returns the CPU's feature names as Linux spells them; empty where they cannot be read."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def isa_of(flags: frozenset[str], target: str) -> CpuIsa:
+    """Returns the best instruction set that ``flags`` offer and the runtime's ``target`` setting allows."""
+    best = next((isa for isa, needed in _ISA_FLAGS if needed <= flags), CpuIsa.GENERIC)
+    limit = _TARGET_ISA.get(target, best)
+    return min(best, limit, key=_ISA_ORDER.index)
+
+
+def isa() -> CpuIsa:
+    """Returns the instruction set that CPU kernels may use in this process."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return CpuIsa.GENERIC
+    return isa_of(host_flags(), os.environ.get(TARGET_VARIABLE, ""))
+
+
+@functools.cache
+def cache_bytes(level: int) -> int:
+    """Returns the size of CPU 0's data cache at ``level`` (2: per core, 3: shared), or 0 if unknown."""
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            if int((index / "level").read_text()) == level and (index / "type").read_text().strip() != "Instruction":
+                text = (index / "size").read_text().strip()
+                return int(text.rstrip("KM")) << (20 if text.endswith("M") else 10)
+        except (OSError, ValueError):
+            continue
+    return 0
