@@ -12,7 +12,6 @@ from typing import Any
 from jitmoe import arguments, knobs, pipeline, tensors
 from jitmoe.device import DeviceKind
 from jitmoe.errors import ArgumentError, JitMoEError
-
 from jitmoe.problem import MoEProblem
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.stream import Stream
@@ -48,7 +47,7 @@ def fused_moe(
 
     Args:
         hidden_states: x, [M, H] or [B, S, H], bfloat16, float16 or float32, dense rows. torch CPU or XPU tensors,
-            objects with ``__sycl_usm_array_interface__`` (see ``UsmArray``), or DLPack objects (taken as torch tensors).
+            objects with ``__sycl_usm_array_interface__`` (see ``UsmArray``), or DLPack objects (become torch tensors).
         w1: [E, 2*I, H], same dtype; rows 0..I-1 are the gate projection, rows I..2*I-1 the up projection. Unit
             stride in the last dimension, or in the second-last ([E, H, 2*I] storage seen through a transposed view).
         w2: [E, H, I], same dtype, strides as for w1.
@@ -277,17 +276,16 @@ def _reference_call(
     def call(x: Any, w1: Any, w2: Any, weights: Any, ids: Any, expert_map: Any, out: Any) -> Any:
         from jitmoe import reference
 
+        def compute(x: Any, w1: Any, w2: Any, weights: Any, ids: Any, expert_map: Any) -> Any:
+            return reference.fused_moe(x, w1, w2, weights, ids, activation=problem.activation, expert_map=expert_map)
+
         given = (x, w1, w2, weights, ids, expert_map)
-        if not tensors.is_torch(x):
-            stream, _ = tensors.stream_for(x, queue)
-            host = [None if value is None else tensors.to_host(value, stream) for value in given]
-            *operands, host_map = host
-            result = reference.fused_moe(*operands, activation=problem.activation, expert_map=host_map)
-            tensors.from_host(out, result, stream)
-            return out
-        *operands, given_map = given
-        result = reference.fused_moe(*operands, activation=problem.activation, expert_map=given_map)
-        return out.copy_(result)
+        if tensors.is_torch(x):
+            return out.copy_(compute(*given))
+        stream, _ = tensors.stream_for(x, queue)
+        result = compute(*(None if value is None else tensors.to_host(value, stream) for value in given))
+        tensors.from_host(out, result, stream)
+        return out
 
     return call
 

@@ -111,9 +111,9 @@ def fused_moe_problem(
     ids_dtype = _dtype("topk_ids", ids, INDEX_DTYPES)
     weights_dtype = _dtype("topk_weights", weights, WEIGHT_DTYPES)
 
-    for name, info in tensors.items():
-        if info is not None and info.place != x.place:
-            raise ArgumentError(argument=name, got=info.place, expected=f"{x.place}, like hidden_states")
+    for name, other in tensors.items():
+        if other is not None and other.place != x.place:
+            raise ArgumentError(argument=name, got=other.place, expected=f"{x.place}, like hidden_states")
 
     num_tokens = 1
     for size in x.shape[:-1]:

@@ -72,9 +72,7 @@ class Pipeline:
     def compilers(self) -> tuple[Compiler, ...]:
         """The usable compilers, preferred one first."""
         if self._compilers is None:
-            self._compilers, self._searched = find_compilers(
-                self.settings.compiler, sycl.runtime_soname_or_none()
-            )
+            self._compilers, self._searched = find_compilers(self.settings.compiler, sycl.runtime_soname_or_none())
         return tuple(compiler for compiler in self._compilers if compiler.name not in self._broken)
 
     # problem -> launchable plan
@@ -167,9 +165,7 @@ class Pipeline:
                         self._give_up_on(compiler, key, failure)
                     continue
                 self.cache.put(entry)
-                self.on_build(
-                    BuildEvent(spec=spec, source=compiler.name, seconds=time.perf_counter() - started)
-                )
+                self.on_build(BuildEvent(spec=spec, source=compiler.name, seconds=time.perf_counter() - started))
                 return entry
         assert failure is not None
         raise failure
@@ -230,7 +226,7 @@ class Pipeline:
         if len(entries) == 1 or all((e.key.digest, stream.context_id) in self._kernels for e in entries.values()):
             return {spec: self._load(spec, entry, stream) for spec, entry in entries.items()}
         with ThreadPoolExecutor(len(entries), thread_name_prefix="jitmoe-load") as pool:
-            loaded = pool.map(lambda item: self._load(*item, stream), entries.items())
+            loaded = pool.map(lambda item: self._load(item[0], item[1], stream), entries.items())
             return dict(zip(entries, loaded, strict=True))
 
     def _load(self, spec: KernelSpec, entry: Entry, stream: Stream) -> Kernel:

@@ -83,8 +83,7 @@ def judge(result: Any, expected: Any, dtype: DType) -> tuple[float, str]:
     worst = int(wrong.argmax())
     if float(wrong.flatten()[worst]) > limit:
         return error, (
-            f"element {worst} is {float(result.flatten()[worst]):.6g} instead of "
-            f"{float(expected.flatten()[worst]):.6g}"
+            f"element {worst} is {float(result.flatten()[worst]):.6g} instead of {float(expected.flatten()[worst]):.6g}"
         )
     return error, ""
 

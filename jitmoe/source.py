@@ -22,7 +22,7 @@ _CPP_TYPES = {
 
 def _cpp_constant(name: str, value: bool | int | Enum) -> str:
     if isinstance(value, Enum):
-        return f"static constexpr auto {name} = jitmoe::{type(value).__name__}::{str(value.value)};"
+        return f"static constexpr auto {name} = jitmoe::{type(value).__name__}::{value.value};"
     if isinstance(value, bool):
         return f"static constexpr bool {name} = {str(value).lower()};"
     return f"static constexpr jitmoe::int32 {name} = {value};"

@@ -22,7 +22,14 @@ _TORCH_DTYPES = {
     "torch.int64": DType.INT64,
 }
 # typestr of __sycl_usm_array_interface__; numpy has no bfloat16, the packages that add one use a 2-byte void.
-_TYPESTRS = {"f2": DType.FP16, "f4": DType.FP32, "f8": DType.FP64, "i4": DType.INT32, "i8": DType.INT64, "V2": DType.BF16}
+_TYPESTRS = {
+    "f2": DType.FP16,
+    "f4": DType.FP32,
+    "f8": DType.FP64,
+    "i4": DType.INT32,
+    "i8": DType.INT64,
+    "V2": DType.BF16,
+}
 _TYPESTR_OF = {dtype: f"<{text}" for text, dtype in _TYPESTRS.items()}
 
 
@@ -57,9 +64,7 @@ class UsmArray:
         self.strides = _c_order(self.shape) if strides is None else tuple(int(stride) for stride in strides)
         base = memory.__sycl_usm_array_interface__
         if len(self.strides) != len(self.shape) or any(stride < 0 for stride in self.strides):
-            raise ArgumentError(
-                argument="strides", got=str(self.strides), expected=f"{len(self.shape)} strides >= 0"
-            )
+            raise ArgumentError(argument="strides", got=str(self.strides), expected=f"{len(self.shape)} strides >= 0")
         last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         needed = 0 if 0 in self.shape else (last + 1) * self.dtype.num_bytes
         if memory.nbytes < needed:
@@ -104,10 +109,10 @@ def adopt(name: str, value: Any) -> Any:
     if is_torch(value) or is_usm(value):
         return value
     if hasattr(value, "__dlpack__"):
-        import torch
+        from torch.utils.dlpack import from_dlpack
 
         try:
-            return torch.from_dlpack(value)
+            return from_dlpack(value)
         except (RuntimeError, TypeError, ValueError, BufferError) as error:
             raise ArgumentError(
                 argument=name, got=f"{type(value).__name__} that torch cannot take ({error})", expected="a tensor"
@@ -208,8 +213,10 @@ def to_host(value: Any, stream: Stream) -> Any:
     info = describe("tensor", value)
     assert info.dtype is not None
     dtype = {kind: name.removeprefix("torch.") for name, kind in _TORCH_DTYPES.items()}[info.dtype]
-    num_elements = 0 if 0 in info.shape else 1 + sum(
-        (size - 1) * stride for size, stride in zip(info.shape, info.strides, strict=True)
+    num_elements = (
+        0
+        if 0 in info.shape
+        else 1 + sum((size - 1) * stride for size, stride in zip(info.shape, info.strides, strict=True))
     )
     flat = torch.empty(num_elements, dtype=getattr(torch, dtype))
     stream.wait()

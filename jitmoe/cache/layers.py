@@ -104,12 +104,7 @@ class Cache:
         for entry in self.siblings(key):
             lines = differences(key.build, entry.key.build)
             return f"{entry.origin} answers the same request but differs in:\n  " + "\n  ".join(lines)
-        same_name = [
-            stored.key
-            for layer in self.layers
-            for stored in layer.iterate()
-            if stored.key.name == key.name
-        ]
+        same_name = [stored.key for layer in self.layers for stored in layer.iterate() if stored.key.name == key.name]
         if not same_name:
             return f"no entry of {key.name} is in the cache"
         nearest = min(

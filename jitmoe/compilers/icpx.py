@@ -108,9 +108,7 @@ class Icpx:
                 raise CompileError(
                     kernel=request.kernel, reason=reason, command=command, log=log, source_path=None, spec=request.spec
                 )
-            return Artifact(
-                kind=self.kind, image=output.read_bytes(), log=log, seconds=time.perf_counter() - started
-            )
+            return Artifact(kind=self.kind, image=output.read_bytes(), log=log, seconds=time.perf_counter() - started)
 
 
 def sycl_target(arch: str) -> str:

@@ -27,7 +27,11 @@ class Planner(Protocol):
         """Returns a small problem that exercises every kernel of ``choice``, tails included where it allows them."""
 
 
-_MODULES = {DeviceKind.CPU: "jitmoe.plan.cpu", DeviceKind.GPU: "jitmoe.plan.xe", DeviceKind.XE_EMULATED: "jitmoe.plan.xe"}
+_MODULES = {
+    DeviceKind.CPU: "jitmoe.plan.cpu",
+    DeviceKind.GPU: "jitmoe.plan.xe",
+    DeviceKind.XE_EMULATED: "jitmoe.plan.xe",
+}
 
 
 def planner_for(device: Device) -> Planner:

@@ -24,7 +24,7 @@ _SCALAR_TYPES = {"int32": ctypes.c_int32, "int64": ctypes.c_int64}
 class _Submission:
     """One launch with its argument arrays, allocated once. A pointer argument's slot holds the address itself."""
 
-    __slots__ = ("call", "kernel", "keep_alive", "slots")
+    __slots__ = ("call", "keep_alive", "kernel", "slots")
 
     def __init__(self, kernel: Kernel, launch_arguments: tuple[object, ...], slots: ctypes.Array[ctypes.c_void_p]):
         self.kernel = kernel
