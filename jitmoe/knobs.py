@@ -39,6 +39,9 @@ class Knobs:
     lock_timeout_s: float = _knob(
         "JITMOE_LOCK_TIMEOUT", 60.0, "seconds to wait for another process that builds the same kernel"
     )
+    tuned_config: Path | None = _knob(
+        "JITMOE_TUNED_CONFIG", None, "CSV file of measured GPU tiles that override the planner's"
+    )
     jobs: int = _knob("JITMOE_JOBS", 0, "compilations at once (0: by cores and free memory; MAX_JOBS is honoured too)")
 
 
@@ -53,7 +56,7 @@ def _parse(variable: str, text: str, default: Any) -> Any:
 
     if variable == "JITMOE_CACHE_READONLY_DIRS":
         return tuple(Path(part).expanduser() for part in text.split(os.pathsep) if part)
-    if variable == "JITMOE_CACHE_DIR":
+    if variable in ("JITMOE_CACHE_DIR", "JITMOE_TUNED_CONFIG"):
         return Path(text).expanduser() if text else None
     if variable == "JITMOE_COMPILER":
         if text not in COMPILER_CHOICES:

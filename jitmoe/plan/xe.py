@@ -1,0 +1,589 @@
+# SPDX-License-Identifier: MIT
+"""The plan for Intel GPUs: operand classes, tiles, grids and workspace from (problem, device), with reasons.
+
+A call is: route (pairs grouped by expert on the device), pack if the token rows cannot be gathered, gate_up, then per
+chunk of output columns down and combine. The host never learns how many tokens an expert has: grids are fixed by the
+device, and the kernels walk over row blocks that route has counted (scheduler/block_walk.hpp).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jitmoe.device import Device, DeviceKind
+from jitmoe.errors import UnsupportedProblemError
+from jitmoe.plan import tuned
+from jitmoe.plan.architectures import XeArchitecture, architecture
+from jitmoe.plan.launch import Buffer, Launch, Plan
+from jitmoe.plan.tuned import TunedConfig
+from jitmoe.plan.xe_specs import (
+    XeCombine,
+    XeDown,
+    XeGateUp,
+    XeGemm,
+    XePack,
+    XeRoute,
+    XeRouteCount,
+    XeRoutePlace,
+    XeRouteScan,
+    XeSpec,
+    XeTokens,
+    XeVectorDown,
+    XeVectorGateUp,
+    XeWeights,
+)
+from jitmoe.problem import DType, Layout, MoEProblem
+
+IMPL = "xe"
+DPAS_DTYPES = (DType.BF16, DType.FP16)
+K_STEP = 32  # elements; packed rows and the first GEMM's results are padded to it
+
+ROUTE_LOCAL_SIZE = 512  # work-items; a guess: enough sub-groups to hide the latency of the ids, fewer to synchronise
+ROUTE_PAIRS_PER_RANGE = 64  # at least, or ranges are merged
+MAX_ONE_GROUP_PAIRS = 32768  # more are routed by three launches; a guess: 64 rounds of 512 work-items
+MAX_ROUTE_RANGES = 512
+
+PARTIAL_BYTES = 256 << 20  # bound of the fp32 rows between down and combine; wider outputs go in column chunks
+COLUMN_CHUNK = 256  # chunks are multiples of this many columns: whole tiles of every configuration
+EMULATED_WORK_GROUPS = 3  # odd, so that tiles spread unevenly; few, so that each work-group walks over several
+MAX_TILES = 2**31 - 1  # tile ids are 32-bit in kernels
+SURFACE_LIMIT = 1 << 24  # bytes of a 2D surface's width and pitch, and its rows
+
+SINGLE_LAUNCH_REASON = (
+    "single launch: not offered; it needs a barrier over all work-groups, so all of them resident at once "
+    "(root-group launches), which the C launch interface used here cannot ask for"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """A work-group tile of the grouped GEMMs; see XeGemm for the fields."""
+
+    name: str
+    tile_rows: int
+    tile_columns: int
+    sub_groups_m: int
+    sub_groups_n: int
+    k_slices: int = 1
+    prefetch_steps: int = 3  # 3 x 64 B per row ahead: XE measurements used 3; unmeasured on hardware
+    split_barrier: bool = False
+
+    @property
+    def block_rows(self) -> int:
+        return self.sub_groups_m * self.tile_rows
+
+    @property
+    def block_columns(self) -> int:
+        """Columns of the gate half per work-group."""
+        return self.sub_groups_n * self.tile_columns
+
+
+# Decode: one sub-group wide, K in 8 slices, so that few tokens still make many sub-groups that stream weights.
+# Middle: up to 32 rows per expert in one pass over the weights, accumulators for the 128-GRF mode.
+# Prefill: 32x(32+32) per sub-group, 256-GRF mode, sub-groups kept in step by the split barrier.
+_BLOCK_TILES = (
+    Tile(name="decode", tile_rows=16, tile_columns=32, sub_groups_m=1, sub_groups_n=1, k_slices=8),
+    Tile(name="middle", tile_rows=16, tile_columns=32, sub_groups_m=2, sub_groups_n=4),
+    Tile(name="prefill", tile_rows=32, tile_columns=32, sub_groups_m=4, sub_groups_n=4, split_barrier=True),
+)
+# Weights that need masked 16-bit loads keep more values alive: smaller tiles, no prefetch of weights.
+_ELEMENT_TILES = (
+    Tile(name="decode", tile_rows=16, tile_columns=16, sub_groups_m=1, sub_groups_n=1, k_slices=8),
+    Tile(name="middle", tile_rows=16, tile_columns=16, sub_groups_m=2, sub_groups_n=4),
+    Tile(name="prefill", tile_rows=32, tile_columns=32, sub_groups_m=4, sub_groups_n=4),
+)
+_SIMD8_TILES = (
+    Tile(name="decode", tile_rows=8, tile_columns=16, sub_groups_m=1, sub_groups_n=1, k_slices=8, prefetch_steps=0),
+    Tile(name="middle", tile_rows=16, tile_columns=16, sub_groups_m=2, sub_groups_n=4, prefetch_steps=0),
+    Tile(name="prefill", tile_rows=16, tile_columns=32, sub_groups_m=4, sub_groups_n=4, prefetch_steps=0),
+)
+# Mean rows per active expert up to which a tile is chosen; a larger mean takes the last one. The decode tile reads
+# weights once for up to block_rows rows; half of that leaves room for uneven routing before a second pass.
+_MAX_MEAN_ROWS = {"decode": 0.5, "middle": 1.0}  # of the tile's block_rows
+
+VECTOR_TILE_ROWS = 8
+VECTOR_SUB_GROUPS = 4
+VECTOR_SIMD = 16  # every GPU of the table has it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeChoice:
+    """The kernels of one call and why they were chosen."""
+
+    route: tuple[XeSpec, ...]  # one kernel, or three for many pairs
+    pack: XePack | None
+    gate_up: XeGateUp | XeVectorGateUp
+    down: XeDown | XeVectorDown
+    combine: XeCombine
+    reasons: tuple[str, ...]
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a row block: what one work-group takes."""
+        if isinstance(self.gate_up, XeGateUp):
+            return self.gate_up.block_rows
+        return self.gate_up.tile_rows
+
+
+def block2d_objections(
+    problem: MoEProblem, arch: XeArchitecture, which: str, *, columns: int, k: int, layout: Layout, half: int
+) -> list[str]:
+    """Returns why 2D block loads cannot read weights ``w1`` or ``w2``; none if they can.
+
+    Args:
+        columns, k: N and K of one expert's matrix.
+        half: column where the second block of a sub-group starts, 0 if next to the first.
+    """
+    stride = problem.w1_stride if which == "w1" else problem.w2_stride
+    expert_stride = problem.w1_expert_stride if which == "w1" else problem.w2_expert_stride
+    width, height = (k, columns) if layout is Layout.NK else (columns, k)
+    objections = []
+    if not arch.has_block2d:
+        objections.append(f"{arch.name} has no 2D block loads")
+    if problem.base_alignment % 64:
+        objections.append(f"addresses are multiples of {problem.base_alignment} B, not of 64 B")
+    if expert_stride * 2 % 64 and problem.num_experts > 1:
+        objections.append(f"experts are {expert_stride * 2} B apart, not a multiple of 64 B")
+    if stride * 2 % 16:
+        objections.append(f"the row pitch is {stride * 2} B, not a multiple of 16 B")
+    if width * 2 % 4 or width * 2 < 64:
+        objections.append(f"rows are {width * 2} B wide, not a multiple of 4 B and at least 64 B")
+    if layout is Layout.KN and half % 2:
+        objections.append(f"the up half starts at column {half}, which is not 4 B aligned")
+    if max(width * 2, stride * 2, height) > SURFACE_LIMIT:
+        objections.append(f"{height} x {width * 2} B exceeds a surface's 2^24")
+    return objections
+
+
+def weights_class(problem: MoEProblem, arch: XeArchitecture, which: str) -> tuple[XeWeights, str]:
+    """Returns how the kernels read ``w1`` or ``w2`` and why."""
+    h, i = problem.hidden_size, problem.intermediate_size
+    if which == "w1":
+        layout, columns, k, half = problem.w1_layout, 2 * i, h, i
+        stride, expert_stride = problem.w1_stride, problem.w1_expert_stride
+    else:
+        layout, columns, k, half = problem.w2_layout, h, i, 0
+        stride, expert_stride = problem.w2_stride, problem.w2_expert_stride
+    objections = block2d_objections(problem, arch, which, columns=columns, k=k, layout=layout, half=half)
+    if not objections:
+        return XeWeights.BLOCK2D, f"{which}: 2D block loads"
+    if arch.simd == 8 and layout is Layout.NK:
+        if k % K_STEP == 0 and stride % 2 == 0 and expert_stride % 2 == 0 and problem.base_alignment % 4 == 0:
+            return XeWeights.ROW, f"{which}: row loads ({objections[0]})"
+        objections.append(f"row loads need K={k} to be a multiple of {K_STEP} and rows 4 B aligned")
+    return XeWeights.ELEMENT, f"{which}: 16-bit loads ({'; '.join(objections)})"
+
+
+def tokens_class(problem: MoEProblem, arch: XeArchitecture) -> tuple[XeTokens, str]:
+    """Returns how gate_up reads token rows and why."""
+    objections = []
+    if problem.w1_layout is Layout.KN:
+        objections.append("[K][N] weights take packed tokens")
+    if problem.hidden_size % K_STEP:
+        objections.append(f"H={problem.hidden_size} is no multiple of {K_STEP}")
+    if problem.x_row_stride % 2 or problem.base_alignment % 4:
+        objections.append("rows are not 4 B aligned")
+    if not objections:
+        return XeTokens.GATHER, "tokens: gathered by the main loop"
+    packed = XeTokens.BLOCK2D if arch.has_block2d else XeTokens.PACKED
+    return packed, f"tokens: packed first ({'; '.join(objections)})"
+
+
+def tile_objections(spec: XeGemm, device: Device, arch: XeArchitecture) -> list[str]:
+    """Returns the limits of the device that a kernel breaks, with numbers."""
+    objections = []
+    sub_groups = spec.local_size // spec.simd
+    if spec.local_size > device.max_work_group_size:
+        objections.append(f"{spec.local_size} work-items exceed the device's {device.max_work_group_size}")
+    if sub_groups > arch.max_sub_groups(spec.large_grf):
+        mode = 256 if spec.large_grf else 128
+        objections.append(
+            f"{sub_groups} sub-groups exceed the {arch.max_sub_groups(spec.large_grf)} of {mode}-GRF mode"
+        )
+    if spec.local_mem_bytes > device.local_mem_bytes:
+        objections.append(f"{spec.local_mem_bytes} B of SLM exceed the device's {device.local_mem_bytes}")
+    if spec.accumulator_registers > 160:
+        objections.append(f"{spec.accumulator_registers} accumulator registers leave too few of 256 for operands")
+    return objections
+
+
+def tiles(arch: XeArchitecture, weights: Sequence[XeWeights]) -> tuple[Tile, ...]:
+    """Returns the tile configurations for the weight classes of both GEMMs, fewest rows first."""
+    if arch.simd == 8:
+        return _SIMD8_TILES
+    return _ELEMENT_TILES if XeWeights.ELEMENT in weights else _BLOCK_TILES
+
+
+def preferred_tile(problem: MoEProblem, candidates: Sequence[Tile]) -> tuple[Tile, str]:
+    """Returns the heuristic's tile and its reason, from the mean number of rows per expert that gets any."""
+    active = max(1, min(problem.num_experts, problem.num_pairs))
+    mean = problem.num_pairs / active
+    for tile in candidates:
+        share = _MAX_MEAN_ROWS.get(tile.name)
+        if share is not None and mean <= share * tile.block_rows:
+            break
+    return tile, f"tile {tile.name}: mean {mean:.1f} rows per active expert, blocks of {tile.block_rows}"
+
+
+def tuned_tile(config: TunedConfig, candidates: Sequence[Tile]) -> Tile | None:
+    """Returns the tile that a tuned row asks for, or None if this plan has no such tile."""
+    asked = (config.block_rows, config.block_columns, config.k_slices)
+    return next((t for t in candidates if (t.block_rows, t.block_columns, t.k_slices) == asked), None)
+
+
+def choose(problem: MoEProblem, device: Device, configs: Sequence[TunedConfig] | None = None) -> XeChoice:
+    """Returns the kernels for ``problem`` on ``device``.
+
+    Args:
+        configs: tuned rows that override the heuristic; None: those of JITMOE_TUNED_CONFIG.
+
+    Raises:
+        UnsupportedProblemError: sizes beyond the kernels' 32-bit counters.
+    """
+    arch = architecture(device.arch)
+    reasons = [f"{arch.name}: sub-groups of {arch.simd}{', ' + arch.note if arch.note else ''}"]
+    _check_sizes(problem)
+    emulated = device.kind is DeviceKind.XE_EMULATED
+    if emulated:
+        reasons.append("emulated: portable intrinsics on the CPU device")
+
+    gate_up: XeGateUp | XeVectorGateUp
+    down: XeDown | XeVectorDown
+    pack = None
+    if not arch.has_dpas or problem.dtype not in DPAS_DTYPES:
+        why = f"{problem.dtype.value} has no exact dpas" if arch.has_dpas else f"{arch.name} has no dpas"
+        reasons.append(f"vector kernels: {why}")
+        gate_up, down = _vector_kernels(problem, emulated)
+    else:
+        gate_up, down, more = _dpas_kernels(problem, device, arch, emulated, configs)
+        reasons += more
+        if gate_up.tokens is not XeTokens.GATHER:
+            wide = problem.x_row_stride % 8 == 0 and problem.hidden_size % 8 == 0 and problem.base_alignment % 16 == 0
+            pack = XePack(simd=arch.simd, wide=wide)
+
+    ids: dict[str, Any] = {
+        "ids_dtype": problem.topk_ids_dtype,
+        "has_expert_map": problem.num_global_experts is not None,
+    }
+    route: tuple[XeSpec, ...]
+    if problem.num_pairs <= MAX_ONE_GROUP_PAIRS:
+        route = (XeRoute(simd=arch.simd, **ids),)
+        reasons.append(f"route: one work-group for {problem.num_pairs} pairs")
+    else:
+        route = (
+            XeRouteCount(simd=arch.simd, **ids),
+            XeRouteScan(simd=arch.simd),
+            XeRoutePlace(simd=arch.simd, **ids),
+        )
+        reasons.append(f"route: three launches for {problem.num_pairs} pairs (> {MAX_ONE_GROUP_PAIRS})")
+    reasons.append(SINGLE_LAUNCH_REASON)
+    return XeChoice(
+        route=route,
+        pack=pack,
+        gate_up=gate_up,
+        down=down,
+        combine=XeCombine(simd=arch.simd, emulated=emulated, dtype=problem.dtype, **ids),
+        reasons=tuple(reasons),
+    )
+
+
+def _check_sizes(problem: MoEProblem) -> None:
+    reasons = []
+    if problem.num_pairs + problem.num_experts > MAX_TILES:
+        reasons.append(f"M * k + E = {problem.num_pairs + problem.num_experts} exceeds 2^31 - 1")
+    widest = max(2 * problem.intermediate_size, problem.hidden_size)
+    if widest > SURFACE_LIMIT:
+        reasons.append(f"max(2 I, H) = {widest} exceeds 2^24")
+    column_tiles = _ceil_div(widest, 16)
+    blocks = _max_blocks(problem, VECTOR_TILE_ROWS)
+    if not reasons and column_tiles * blocks > MAX_TILES:
+        reasons.append(f"{blocks} row blocks x {column_tiles} column tiles exceed 2^31 - 1")
+    if reasons:
+        raise UnsupportedProblemError(problem=str(problem), reasons=tuple(reasons))
+
+
+def _vector_kernels(problem: MoEProblem, emulated: bool) -> tuple[XeVectorGateUp, XeVectorDown]:
+    def wide(layout: Layout, *strides: int) -> bool:
+        aligned = problem.base_alignment % 4 == 0 and all(s * problem.dtype.num_bytes % 4 == 0 for s in strides)
+        return layout is Layout.NK and aligned
+
+    common: dict[str, Any] = {
+        "simd": VECTOR_SIMD,
+        "dtype": problem.dtype,
+        "tile_rows": VECTOR_TILE_ROWS,
+        "sub_groups": VECTOR_SUB_GROUPS,
+    }
+    gate_up = XeVectorGateUp(
+        **common,
+        emulated=emulated,
+        layout=problem.w1_layout,
+        wide=wide(problem.w1_layout, problem.w1_stride, problem.w1_expert_stride, problem.x_row_stride),
+        activation=problem.activation,
+    )
+    down = XeVectorDown(
+        **common,
+        layout=problem.w2_layout,
+        wide=wide(problem.w2_layout, problem.w2_stride, problem.w2_expert_stride),
+        topk_weights_dtype=problem.topk_weights_dtype,
+    )
+    return gate_up, down
+
+
+def _dpas_kernels(
+    problem: MoEProblem,
+    device: Device,
+    arch: XeArchitecture,
+    emulated: bool,
+    configs: Sequence[TunedConfig] | None,
+) -> tuple[XeGateUp, XeDown, list[str]]:
+    w1_class, w1_reason = weights_class(problem, arch, "w1")
+    w2_class, w2_reason = weights_class(problem, arch, "w2")
+    tokens, tokens_reason = tokens_class(problem, arch)
+    reasons = [w1_reason, w2_reason, tokens_reason]
+    candidates = tiles(arch, (w1_class, w2_class))
+
+    def kernels(tile: Tile) -> tuple[XeGateUp, XeDown]:
+        common: dict[str, Any] = {
+            "simd": arch.simd,
+            "emulated": emulated,
+            "dtype": problem.dtype,
+            **{f.name: getattr(tile, f.name) for f in dataclasses.fields(Tile) if f.name != "name"},
+        }
+        packed = XeTokens.BLOCK2D if arch.has_block2d else XeTokens.PACKED
+        return (
+            XeGateUp(
+                **common, layout=problem.w1_layout, weights=w1_class, tokens=tokens, activation=problem.activation
+            ),
+            XeDown(
+                **common,
+                layout=problem.w2_layout,
+                weights=w2_class,
+                tokens=packed,
+                topk_weights_dtype=problem.topk_weights_dtype,
+            ),
+        )
+
+    order: list[tuple[Tile, str]] = []
+    row = tuned.find(tuned.configured() if configs is None else configs, problem, device, IMPL)
+    if row is not None:
+        tile = tuned_tile(row, candidates)
+        if tile is not None:
+            order.append((tile, f"tile {tile.name}: tuned, {row.origin}"))
+        else:
+            known = ", ".join(f"{t.block_rows}/{t.block_columns}/{t.k_slices}" for t in candidates)
+            reasons.append(
+                f"{row.origin} ignored: no tile with pad_m/pad_n/splitK "
+                f"{row.block_rows}/{row.block_columns}/{row.k_slices} (there are {known})"
+            )
+    first, why = preferred_tile(problem, candidates)
+    order.append((first, why))
+    order += [(tile, f"tile {tile.name}: the next one that fits") for tile in candidates if tile is not first]
+    for candidate, why in order:
+        gate_up, down = kernels(candidate)
+        objections = [*tile_objections(gate_up, device, arch), *tile_objections(down, device, arch)]
+        if objections:
+            reasons.append(f"tile {candidate.name} rejected: {'; '.join(dict.fromkeys(objections))}")
+            continue
+        mode = "256" if gate_up.large_grf else "128"
+        columns = f"({candidate.tile_columns}+{candidate.tile_columns})"
+        reasons.append(
+            f"{why}; {candidate.tile_rows}x{columns} per sub-group, {mode}-GRF mode, {gate_up.local_mem_bytes} B of SLM"
+        )
+        if candidate.k_slices > 1:
+            reasons.append(f"split-K: {candidate.k_slices} slices in a work-group, added in SLM in a fixed order")
+        return gate_up, down, reasons
+    raise UnsupportedProblemError(problem=str(problem), reasons=tuple(reasons))
+
+
+def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
+    """Returns the launches, scalars and workspace that solve ``problem`` with the kernels of ``choice``."""
+    if problem.num_tokens == 0:
+        return Plan(launches=(), buffers=(), decisions=(*choice.reasons, "no tokens: nothing to launch"))
+    m, h, i = problem.num_tokens, problem.hidden_size, problem.intermediate_size
+    pairs, element = problem.num_pairs, problem.dtype.num_bytes
+    arch = architecture(device.arch)
+    inter_pitch, packed_pitch = _align_up(i, K_STEP), _align_up(h, K_STEP)
+    max_blocks = _max_blocks(problem, choice.block_rows)
+
+    columns = min(h, max(PARTIAL_BYTES // (pairs * 4) // COLUMN_CHUNK, 1) * COLUMN_CHUNK)
+    partial_pitch = _align_up(columns, 8)
+    num_ranges = _num_ranges(problem, device, choice)
+    routing = {
+        "num_tokens": m,
+        "top_k": problem.top_k,
+        "num_experts": problem.num_experts,
+        "num_global_experts": problem.num_global_experts or 0,
+        "topk_ids_row_stride": problem.topk_ids_row_stride,
+    }
+    buffers = [
+        Buffer("route_table", num_ranges * problem.num_experts * 4),
+        Buffer("expert_offsets", (problem.num_experts + 1) * 4),
+        Buffer("sorted_pairs", pairs * 4),
+        Buffer("blocks", max_blocks * 16),
+        Buffer("num_blocks", 4),
+        Buffer("packed_x", pairs * packed_pitch * element if choice.pack is not None else 0),
+        Buffer("inter", pairs * inter_pitch * element),
+        Buffer("partial", pairs * partial_pitch * 4),
+    ]
+
+    steps = _route_launches(choice, routing, num_ranges)
+    if choice.pack is not None:
+        groups = _resident_groups(device, arch, ROUTE_LOCAL_SIZE // choice.pack.simd, False)
+        steps.append(
+            _launch(
+                choice.pack,
+                min(groups, _ceil_div(pairs, ROUTE_LOCAL_SIZE // choice.pack.simd)),
+                ROUTE_LOCAL_SIZE,
+                hidden_size=h,
+                top_k=problem.top_k,
+                num_experts=problem.num_experts,
+                packed_pitch=packed_pitch,
+                x_row_stride=problem.x_row_stride,
+            )
+        )
+
+    gate_up = choice.gate_up
+    shared = {"hidden_size": h, "intermediate_size": i, "top_k": problem.top_k, "inter_pitch": inter_pitch}
+    w1 = {"w_expert_stride": problem.w1_expert_stride, "w_stride": problem.w1_stride}
+    if isinstance(gate_up, XeGateUp):
+        column_tiles = _ceil_div(inter_pitch, gate_up.sub_groups_n * gate_up.tile_columns)
+        x_stride = problem.x_row_stride if gate_up.tokens is XeTokens.GATHER else packed_pitch
+        extra = {"x_stride": x_stride}
+    else:
+        column_tiles = _ceil_div(i, gate_up.local_size)
+        extra = {"x_row_stride": problem.x_row_stride}
+    grid = _grid(device, arch, gate_up, max_blocks * column_tiles)
+    steps.append(_launch(gate_up, grid, gate_up.local_size, **shared, **w1, **extra))
+
+    down = choice.down
+    width = 2 * (down.sub_groups_n * down.tile_columns if isinstance(down, XeDown) else down.local_size)
+    combine_sub_groups = ROUTE_LOCAL_SIZE // choice.combine.simd
+    for first in range(0, h, columns):
+        here = min(columns, h - first)
+        chunk = {"first_column": first, "num_columns": here, "partial_pitch": partial_pitch}
+        steps.append(
+            _launch(
+                down,
+                _grid(device, arch, down, max_blocks * _ceil_div(here, width)),
+                down.local_size,
+                **shared,
+                **chunk,
+                w_expert_stride=problem.w2_expert_stride,
+                w_stride=problem.w2_stride,
+                topk_weights_row_stride=problem.topk_weights_row_stride,
+            )
+        )
+        pieces = m * _ceil_div(here, 4 * choice.combine.simd)
+        groups = min(_resident_groups(device, arch, combine_sub_groups, False), _ceil_div(pieces, combine_sub_groups))
+        steps.append(
+            _launch(choice.combine, groups, ROUTE_LOCAL_SIZE, **routing, **chunk, out_row_stride=problem.out_row_stride)
+        )
+
+    decisions = [
+        *choice.reasons,
+        f"at most {max_blocks} row blocks of {choice.block_rows}; grid of {grid} work-groups walks over the tiles",
+        f"output in {_ceil_div(h, columns)} chunk(s) of {columns} columns ({pairs * partial_pitch * 4} B of fp32 rows)",
+    ]
+    return Plan(launches=tuple(steps), buffers=tuple(buffers), decisions=tuple(decisions))
+
+
+def _launch(spec: XeSpec, groups: int, local_size: int, **scalars: int) -> Launch:
+    needed = {argument.name for argument in spec.ARGUMENTS if not argument.is_pointer}
+    return Launch(
+        spec=spec,
+        global_size=(groups * local_size,),
+        local_size=(local_size,),
+        scalars={name: value for name, value in scalars.items() if name in needed},
+    )
+
+
+def _num_ranges(problem: MoEProblem, device: Device, choice: XeChoice) -> int:
+    simd = choice.route[0].simd
+    wanted = max(1, problem.num_pairs // ROUTE_PAIRS_PER_RANGE)
+    if len(choice.route) == 1:
+        return min(wanted, min(ROUTE_LOCAL_SIZE, device.max_work_group_size) // simd)
+    return min(wanted, MAX_ROUTE_RANGES)
+
+
+def _route_launches(choice: XeChoice, routing: dict[str, int], num_ranges: int) -> list[Launch]:
+    scalars = {**routing, "block_rows": choice.block_rows, "num_ranges": num_ranges}
+    if len(choice.route) == 1:
+        return [_launch(choice.route[0], 1, num_ranges * choice.route[0].simd, **scalars)]
+    count, scan, place = choice.route
+    local_size = 8 * count.simd  # small work-groups: the ranges spread over the Xe-cores
+    groups = _ceil_div(num_ranges * count.simd, local_size)
+    return [
+        _launch(count, groups, local_size, **scalars),
+        _launch(scan, 1, ROUTE_LOCAL_SIZE, **scalars),
+        _launch(place, groups, local_size, **scalars),
+    ]
+
+
+def _resident_groups(device: Device, arch: XeArchitecture, sub_groups: int, large_grf: bool) -> int:
+    """Returns how many work-groups of ``sub_groups`` the device holds at once."""
+    if device.kind is DeviceKind.XE_EMULATED:
+        return EMULATED_WORK_GROUPS
+    threads = device.num_compute_units * arch.threads_per_engine // (2 if large_grf else 1)
+    return max(1, threads // sub_groups)
+
+
+def _grid(
+    device: Device,
+    arch: XeArchitecture,
+    spec: XeGateUp | XeDown | XeVectorGateUp | XeVectorDown,
+    max_tiles: int,
+) -> int:
+    groups = _resident_groups(device, arch, spec.local_size // spec.simd, spec.large_grf)
+    return max(1, min(groups, max_tiles))
+
+
+def check_problem(problem: MoEProblem, choice: XeChoice) -> MoEProblem:
+    """Returns a small problem for the kernels of ``choice``: several blocks, full and not, tails where allowed."""
+    gate_up, down = choice.gate_up, choice.down
+    h_multiple, i_multiple = 1, 1
+    if isinstance(gate_up, XeGateUp) and isinstance(down, XeDown):
+        kinds = {
+            (gate_up.weights, gate_up.layout, "w1"),
+            (down.weights, down.layout, "w2"),
+        }
+        for weights, layout, which in kinds:
+            if weights is XeWeights.ELEMENT:
+                continue
+            along_k = K_STEP if weights is XeWeights.ROW else 8
+            if (which == "w1") == (layout is Layout.NK):
+                h_multiple = max(h_multiple, along_k)
+            else:
+                i_multiple = max(i_multiple, along_k)
+        if gate_up.tokens is XeTokens.GATHER:
+            h_multiple = K_STEP
+        if any(weights is XeWeights.BLOCK2D for weights, _, _ in kinds):  # experts 64 B apart: H * I a multiple of 32
+            h_multiple, i_multiple = max(h_multiple, 8), max(i_multiple, 8)
+        if choice.pack is not None and choice.pack.wide:
+            h_multiple = max(h_multiple, 8)
+    elif (isinstance(gate_up, XeVectorGateUp) and gate_up.wide) or (isinstance(down, XeVectorDown) and down.wide):
+        h_multiple = i_multiple = 2
+    small_h = _align_up(101, h_multiple)
+    small_i = _align_up(67, i_multiple)
+    top_k, experts = min(problem.top_k, 3), 3
+    # Rows per expert: more than one block on average, so that blocks are full, partly full and second ones.
+    rows = choice.block_rows + choice.block_rows // 2 + 3
+    tokens = max(3, _ceil_div(rows * experts, top_k))
+    return problem.resized(
+        num_tokens=tokens, hidden_size=small_h, intermediate_size=small_i, num_experts=experts, top_k=top_k
+    )
+
+
+def _max_blocks(problem: MoEProblem, block_rows: int) -> int:
+    """Row blocks that any routing can need."""
+    return min(problem.num_experts, problem.num_pairs) + problem.num_pairs // block_rows
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _align_up(a: int, b: int) -> int:
+    return _ceil_div(a, b) * b

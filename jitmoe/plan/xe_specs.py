@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""The kernel families of the Xe implementation. Fields are the ``Config`` constants of the headers they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from jitmoe.problem import Activation, DType, Layout
+from jitmoe.spec import Argument, KernelSpec, arguments
+
+# Registers of fp32 accumulators from which a kernel needs 256-GRF mode, by sub-group size. From the spills that ocloc
+# reports (docs/isa-report.md): operands, addresses and prefetch descriptors take the rest. At 8 every operand takes
+# twice as many registers, which have 32 bytes there.
+LARGE_GRF_ACCUMULATORS = {16: 128, 8: 64}
+
+
+ROUTE_ARGUMENTS = arguments(
+    """in topk_ids, in expert_map, out route_table, out expert_offsets, out sorted_pairs, out blocks,
+    out num_blocks, int32 num_tokens, int32 top_k, int32 num_experts, int32 num_global_experts,
+    int64 topk_ids_row_stride, int32 block_rows, int32 num_ranges"""
+)
+
+
+class XeWeights(str, Enum):
+    """How a kernel reads weights; mirrors ``jitmoe::XeWeights`` in arch/choices.hpp, which says what each needs."""
+
+    BLOCK2D = "block2d"
+    ROW = "row"
+    ELEMENT = "element"
+
+
+class XeTokens(str, Enum):
+    """How a kernel reads token rows; mirrors ``jitmoe::XeTokens`` in arch/choices.hpp."""
+
+    GATHER = "gather"
+    PACKED = "packed"
+    BLOCK2D = "block2d"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeSpec(KernelSpec):
+    """Base of the families."""
+
+    simd: int  # sub-group size: 16; 8 on dg2
+
+    @property
+    def SUB_GROUP_SIZE(self) -> int:  # type: ignore[override]  # here it is a constant of the Config as well
+        return self.simd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeRoute(XeSpec):
+    """Grouping of the pairs by expert in one work-group."""
+
+    KERNEL: ClassVar[str] = "xe_route"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = ROUTE_ARGUMENTS
+    ids_dtype: DType
+    has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeRouteCount(XeRoute):
+    """Grouping over several work-groups, step 1: pairs per range and expert."""
+
+    KERNEL: ClassVar[str] = "xe_route_count"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeRouteScan(XeSpec):
+    """Grouping over several work-groups, step 2: offsets and row blocks."""
+
+    KERNEL: ClassVar[str] = "xe_route_scan"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = ROUTE_ARGUMENTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeRoutePlace(XeRoute):
+    """Grouping over several work-groups, step 3: the sorted pairs."""
+
+    KERNEL: ClassVar[str] = "xe_route_place"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XePack(XeSpec):
+    """Token rows copied in sorted order, K padded with zeros."""
+
+    KERNEL: ClassVar[str] = "xe_pack"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        """in hidden_states, in sorted_pairs, in expert_offsets, out packed_x, int32 hidden_size, int32 top_k,
+        int32 num_experts, int32 packed_pitch, int64 x_row_stride"""
+    )
+    wide: bool  # 16 B loads: row stride and H multiples of 8, base a multiple of 16 B
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeGemm(XeSpec):
+    """What both grouped GEMMs have: operands and the tile."""
+
+    emulated: bool  # portable intrinsics, for the CPU device
+    dtype: DType
+    layout: Layout
+    weights: XeWeights
+    tokens: XeTokens
+    tile_rows: int  # tokens per sub-group
+    tile_columns: int  # weight columns per sub-group, twice
+    sub_groups_m: int
+    sub_groups_n: int
+    k_slices: int
+    prefetch_steps: int  # K steps of 32
+    split_barrier: bool
+
+    @property
+    def accumulator_registers(self) -> int:
+        """Registers of fp32 accumulators per hardware thread; a register holds one dword per lane."""
+        return self.tile_rows * 2 * self.tile_columns // self.simd
+
+    @property
+    def large_grf(self) -> bool:
+        return self.accumulator_registers >= LARGE_GRF_ACCUMULATORS[self.simd]
+
+    @property
+    def block_rows(self) -> int:
+        return self.sub_groups_m * self.tile_rows
+
+    @property
+    def local_size(self) -> int:
+        """Work-items of a work-group."""
+        return self.sub_groups_m * self.sub_groups_n * self.k_slices * self.simd
+
+    @property
+    def local_mem_bytes(self) -> int:
+        """SLM of a work-group: the accumulators of K slices 1, 2, ..."""
+        tile_bytes = self.tile_rows * 2 * self.tile_columns * 4
+        return (self.k_slices - 1) * self.sub_groups_m * self.sub_groups_n * tile_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeGateUp(XeGemm):
+    """First grouped GEMM with the activation."""
+
+    KERNEL: ClassVar[str] = "xe_gate_up"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        """in hidden_states, in packed_x, in w1, in sorted_pairs, in blocks, in num_blocks, out inter,
+        int32 hidden_size, int32 intermediate_size, int32 top_k, int32 inter_pitch, int64 x_stride,
+        int64 w_expert_stride, int64 w_stride"""
+    )
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeDown(XeGemm):
+    """Second grouped GEMM with the routing weight."""
+
+    KERNEL: ClassVar[str] = "xe_down"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        """in inter, in w2, in topk_weights, in sorted_pairs, in blocks, in num_blocks, out partial,
+        int32 hidden_size, int32 intermediate_size, int32 top_k, int32 first_column, int32 num_columns,
+        int32 partial_pitch, int64 inter_pitch, int64 w_expert_stride, int64 w_stride,
+        int64 topk_weights_row_stride"""
+    )
+    topk_weights_dtype: DType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeVector(XeSpec):
+    """What both grouped GEMMs without dpas have."""
+
+    dtype: DType
+    layout: Layout
+    tile_rows: int  # tokens per work-item
+    sub_groups: int  # per work-group, side by side along the columns
+    wide: bool  # 16 B loads along K: nk, every row 4 B aligned
+
+    @property
+    def local_size(self) -> int:
+        return self.sub_groups * self.simd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeVectorGateUp(XeVector):
+    """First grouped GEMM for GPUs without dpas, and for fp32."""
+
+    KERNEL: ClassVar[str] = "xe_vector_gate_up"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        """in hidden_states, in w1, in sorted_pairs, in blocks, in num_blocks, out inter, int32 hidden_size,
+        int32 intermediate_size, int32 top_k, int32 inter_pitch, int64 x_row_stride, int64 w_expert_stride,
+        int64 w_stride"""
+    )
+    emulated: bool
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeVectorDown(XeVector):
+    """Second grouped GEMM for GPUs without dpas, and for fp32."""
+
+    KERNEL: ClassVar[str] = "xe_vector_down"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        """in inter, in w2, in topk_weights, in sorted_pairs, in blocks, in num_blocks, out partial,
+        int32 hidden_size, int32 intermediate_size, int32 top_k, int32 first_column, int32 num_columns,
+        int32 partial_pitch, int64 inter_pitch, int64 w_expert_stride, int64 w_stride,
+        int64 topk_weights_row_stride"""
+    )
+    topk_weights_dtype: DType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeCombine(XeSpec):
+    """Sum over a token's experts."""
+
+    KERNEL: ClassVar[str] = "xe_combine"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        """in topk_ids, in expert_map, in partial, out out, int32 num_tokens, int32 top_k, int32 num_experts,
+        int32 num_global_experts, int32 first_column, int32 num_columns, int32 partial_pitch,
+        int64 topk_ids_row_stride, int64 out_row_stride"""
+    )
+    emulated: bool
+    dtype: DType
+    ids_dtype: DType
+    has_expert_map: bool

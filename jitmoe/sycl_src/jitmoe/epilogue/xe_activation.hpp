@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+// Activations on the GPU: float -> float, act(gate) * up is rounded by the caller.
+//
+//   silu(x)      = x / (1 + exp(-x))
+//   gelu(x)      = x / 2 * (1 + erf(x / sqrt(2)))
+//   gelu_tanh(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) = x * sigmoid(2 sqrt(2 / pi) * (...))
+//
+// exp2 is the math unit's instruction (relative error about 2^-21, far below the 16-bit rounding that follows).
+#pragma once
+
+#include <jitmoe/arch/sub_group.hpp>
+
+namespace jitmoe::epilogue {
+
+inline float exp2_native(float x) {
+#ifdef __SYCL_DEVICE_ONLY__
+  return __spirv_ocl_native_exp2(x);
+#else
+  return x;
+#endif
+}
+
+inline float erf_precise(float x) {
+#ifdef __SYCL_DEVICE_ONLY__
+  return __spirv_ocl_erf(x);
+#else
+  return x;
+#endif
+}
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// 1 / (1 + exp(-x)); exp2 overflows to infinity for very negative x, which gives the right limit 0.
+inline float sigmoid(float x) { return 1.0f / (1.0f + exp2_native(-kLog2E * x)); }
+
+template <Activation activation> inline float xe_activate(float x) {
+  if constexpr (activation == Activation::silu) {
+    return x * sigmoid(x);
+  } else if constexpr (activation == Activation::gelu) {
+    constexpr float kInvSqrt2 = 0.70710678118654752f;
+    return 0.5f * x * (1.0f + erf_precise(x * kInvSqrt2));
+  } else {
+    constexpr float kTwoSqrt2OverPi = 1.5957691216057308f;
+    return x * sigmoid(kTwoSqrt2OverPi * (x + 0.044715f * x * x * x));
+  }
+}
+
+}  // namespace jitmoe::epilogue

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT
+// Groups (token, slot) pairs by expert with many work-items: a stable counting sort over ranges of pairs.
+//
+//   pair p = token * top_k + slot;  e(p) = expert_map[topk_ids[token][slot]], or the id itself without a map
+//   pairs with e(p) outside [0, num_experts) belong to another rank and are dropped
+//
+// | tensor         | shape             | dtype   | layout, owner
+// | topk_ids       | [M][k]            | IdType  | row stride topk_ids_row_stride, caller's
+// | expert_map     | [global experts]  | int32   | read if has_expert_map, caller's
+// | route_table    | [num_ranges][E]   | int32   | workspace; pairs per range and expert, then each one's next place
+// | expert_offsets | [E + 1]           | int32   | workspace; exclusive prefix sums of pairs per expert
+// | sorted_pairs   | [M * k]           | int32   | workspace; pairs by expert, ascending within one expert
+// | blocks         | [max_blocks][4]   | int32   | workspace; {expert, first, count, 0}: at most block_rows sorted pairs
+// | num_blocks     | [1]               | int32   | workspace; <= min(E, M * k) + M * k / block_rows
+//
+// The same tables as kernel/route_serial.hpp makes, value by value. Steps:
+//   count   one sub-group per range of consecutive pairs: how many go to each expert (integer atomics: any order, one sum)
+//   scan    one work-group: places per (expert, range), experts outermost, so that the sort is stable; row blocks
+//   place   one sub-group per range, S pairs at a time: a pair's place = next place of (range, expert) + its rank among
+//           the equal experts in lower lanes
+// Few pairs: all steps in one work-group with barriers between (xe_route). Many: three launches, the ranges spread over
+// work-groups (xe_route_count, xe_route_scan, xe_route_place). The order depends on nothing but the ids.
+#pragma once
+
+#include <jitmoe/arch/sub_group.hpp>
+
+namespace jitmoe::kernel {
+
+struct XeRouteArgs {
+  const void* topk_ids;
+  const void* expert_map;
+  void* route_table;
+  void* expert_offsets;
+  void* sorted_pairs;
+  void* blocks;
+  void* num_blocks;
+  int32 num_tokens;
+  int32 top_k;
+  int32 num_experts;
+  int32 num_global_experts;
+  int64 topk_ids_row_stride;
+  int32 block_rows;
+  int32 num_ranges;
+};
+
+// The local expert of an id, or -1.
+template <class Config>
+inline int32 xe_local_expert(const void* expert_map, int32 num_global_experts, int32 num_experts, int64 id) {
+  if constexpr (Config::has_expert_map) {
+    if (id < 0 || id >= num_global_experts) return -1;
+    id = static_cast<const int32*>(expert_map)[id];
+  }
+  return id >= 0 && id < num_experts ? int32(id) : -1;
+}
+
+template <class Config> struct RouteGroup {
+  const XeRouteArgs& args;
+
+  int32 expert_of(int32 pair) const {
+    const auto* ids = static_cast<const element_t<Config::ids_dtype>*>(args.topk_ids);
+    const int64 id = ids[pair / args.top_k * args.topk_ids_row_stride + pair % args.top_k];
+    return xe_local_expert<Config>(args.expert_map, args.num_global_experts, args.num_experts, id);
+  }
+
+  struct Range { int32 begin, end; };
+  Range range(int32 index) const {
+    const int32 pairs = args.num_tokens * args.top_k;
+    const int32 each = int32(ceil_div(ceil_div(pairs, args.num_ranges), Config::simd)) * Config::simd;
+    const int64 begin = int64(index) * each, end = begin + each;
+    return {int32(begin < pairs ? begin : pairs), int32(end < pairs ? end : pairs)};
+  }
+  int32* row(int32 index) const {
+    return static_cast<int32*>(args.route_table) + int64(index) * args.num_experts;
+  }
+
+  void count(int32 range_index) const {
+    int32* counts = row(range_index);
+    const int32 lane = arch::lane_id();
+    for (int32 e = lane; e < args.num_experts; e += Config::simd) counts[e] = 0;
+    arch::sub_group_barrier();
+    const Range pairs = range(range_index);
+    for (int32 p = pairs.begin + lane; p < pairs.end; p += Config::simd) {
+      const int32 e = expert_of(p);
+      if (e >= 0) arch::atomic_increment(counts + e);
+    }
+  }
+
+  // One work-group of num_sub_groups sub-groups. Sub-group 0 alone walks over the experts (E / S short steps).
+  void scan(int32 sub_group, int32 num_sub_groups) const {
+    auto* offsets = static_cast<int32*>(args.expert_offsets);
+    const int32 lane = arch::lane_id(), work_item = sub_group * Config::simd + lane;
+    const int32 num_items = num_sub_groups * Config::simd;
+
+    for (int32 e = work_item; e < args.num_experts; e += num_items) {
+      int32 total = 0;
+      for (int32 r = 0; r < args.num_ranges; ++r) {
+        const int32 here = row(r)[e];
+        row(r)[e] = total;
+        total += here;
+      }
+      offsets[e + 1] = total;
+    }
+    arch::work_group_barrier();
+
+    if (sub_group == 0) {
+      auto* blocks = static_cast<int32*>(args.blocks);
+      int32 pairs_before = 0, blocks_before = 0;
+      if (lane == 0) offsets[0] = 0;
+      for (int32 base = 0; base < args.num_experts; base += Config::simd) {
+        const int32 e = base + lane;
+        const int32 pairs = e < args.num_experts ? offsets[e + 1] : 0;
+        const int32 num = int32(ceil_div(pairs, args.block_rows));
+        int32 pairs_to_here = pairs, blocks_to_here = num;  // inclusive prefix sums over the lanes
+        _Pragma("unroll") for (int32 distance = 1; distance < Config::simd; distance *= 2) {
+          const int32 from = lane >= distance ? lane - distance : lane;
+          const int32 more_pairs = arch::shuffle(pairs_to_here, from), more_blocks = arch::shuffle(blocks_to_here, from);
+          if (lane >= distance) {
+            pairs_to_here += more_pairs;
+            blocks_to_here += more_blocks;
+          }
+        }
+        if (e < args.num_experts) {
+          offsets[e + 1] = pairs_before + pairs_to_here;
+          int32 first = pairs_before + pairs_to_here - pairs;
+          int32* block = blocks + 4 * int64(blocks_before + blocks_to_here - num);
+          for (int32 left = pairs; left > 0; left -= args.block_rows, first += args.block_rows, block += 4) {
+            block[0] = e;
+            block[1] = first;
+            block[2] = left < args.block_rows ? left : args.block_rows;
+            block[3] = 0;
+          }
+        }
+        pairs_before += arch::shuffle(pairs_to_here, Config::simd - 1);
+        blocks_before += arch::shuffle(blocks_to_here, Config::simd - 1);
+      }
+      if (lane == 0) *static_cast<int32*>(args.num_blocks) = blocks_before;
+    }
+  }
+
+  void place(int32 range_index) const {
+    const auto* offsets = static_cast<const int32*>(args.expert_offsets);
+    auto* sorted = static_cast<int32*>(args.sorted_pairs);
+    int32* next = row(range_index);
+    const Range pairs = range(range_index);
+    for (int32 base = pairs.begin; base < pairs.end; base += Config::simd) {
+      const int32 lane = arch::lane_id(), p = base + lane;
+      const int32 e = p < pairs.end ? expert_of(p) : -1;
+      int32 rank = 0, equal = 0;
+      _Pragma("unroll") for (int32 other = 0; other < Config::simd; ++other) {
+        const bool same = arch::shuffle(e, other) == e;
+        equal += same;
+        rank += same && other < lane;
+      }
+      int32 before = 0;
+      if (e >= 0) before = next[e];
+      arch::sub_group_barrier();  // every lane has read before one of them moves the place on
+      if (e >= 0) {
+        sorted[offsets[e] + before + rank] = p;
+        if (rank == equal - 1) next[e] = before + equal;
+      }
+      arch::sub_group_barrier();  // the next pairs see it moved
+    }
+  }
+};
+
+// Launches that spread the ranges over work-groups: range = global sub-group index.
+template <class Config> inline int32 global_range() {
+  const auto item = nd_item<1>();
+  return int32(item.get_global_id(0)) / Config::simd;
+}
+
+}  // namespace jitmoe::kernel

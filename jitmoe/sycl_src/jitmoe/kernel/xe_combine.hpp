@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+// Sum over a token's experts: out[t][first_column + h] = sum over slots j of partial[t * k + j][h], j ascending.
+//
+// | tensor     | shape                       | dtype  | layout, owner
+// | topk_ids   | [M][k]                      | IdType | row stride topk_ids_row_stride, caller's
+// | expert_map | [global experts]            | int32  | read if has_expert_map, caller's
+// | partial    | [M * k][partial_pitch]      | fp32   | workspace; rows of slots without an expert are not read
+// | out        | [M][H]                      | dtype  | row stride out_row_stride, caller's
+//
+// nd_range: any number of work-groups of whole sub-groups. One sub-group per kColumns * S neighbouring columns of one
+// token, taken in turn. Numerics: fp32 sums in a fixed order, one rounding. A token without experts gets zeros.
+#pragma once
+
+#include <jitmoe/arch/convert.hpp>
+#include <jitmoe/kernel/route_group.hpp>
+
+namespace jitmoe::kernel {
+
+struct XeCombineArgs {
+  const void* topk_ids;
+  const void* expert_map;
+  const void* partial;
+  void* out;
+  int32 num_tokens;
+  int32 top_k;
+  int32 num_experts;
+  int32 num_global_experts;
+  int32 first_column;
+  int32 num_columns;
+  int32 partial_pitch;
+  int64 topk_ids_row_stride;
+  int64 out_row_stride;
+};
+
+template <class Config> inline void xe_combine(const XeCombineArgs& args) {
+  constexpr int32 kColumns = 4;  // per lane, S apart: each load and store of a sub-group is one contiguous piece
+  const auto item = nd_item<1>();
+  const int32 lane = arch::lane_id();
+  const int64 first = int64(item.get_global_id(0)) / Config::simd;
+  const int64 step = int64(item.get_global_range(0)) / Config::simd;
+  const int32 pieces = int32(ceil_div(args.num_columns, kColumns * Config::simd));
+  const auto* ids = static_cast<const element_t<Config::ids_dtype>*>(args.topk_ids);
+
+  for (int64 piece = first; piece < int64(args.num_tokens) * pieces; piece += step) {
+    const int32 t = int32(piece / pieces);
+    const int32 column = int32(piece % pieces) * kColumns * Config::simd + lane;
+    float sum[kColumns] = {};
+    for (int32 j = 0; j < args.top_k; ++j) {
+      const int64 id = ids[t * args.topk_ids_row_stride + j];
+      if (xe_local_expert<Config>(args.expert_map, args.num_global_experts, args.num_experts, id) < 0) continue;
+      const auto* row = static_cast<const float*>(args.partial) + (int64(t) * args.top_k + j) * args.partial_pitch;
+      _Pragma("unroll") for (int32 i = 0; i < kColumns; ++i) {
+        const int32 h = column + i * Config::simd;
+        if (h < args.num_columns) sum[i] += row[h];
+      }
+    }
+    auto* out = static_cast<element_t<Config::dtype>*>(args.out) + t * args.out_row_stride + args.first_column;
+    _Pragma("unroll") for (int32 i = 0; i < kColumns; ++i) {
+      const int32 h = column + i * Config::simd;
+      if (h < args.num_columns) out[h] = arch::narrow<Config::emulated, Config::dtype>(sum[i]);
+    }
+  }
+}
+
+}  // namespace jitmoe::kernel

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+// Second grouped GEMM with the routing weight inside: partial[p] = topk_weights[p] * (inter[r] Wdown_e^T)[columns]
+//
+//   r = sorted pair, p = sorted_pairs[r] = token * top_k + slot; columns = [first_column, first_column + num_columns)
+//   Rows go back to the order of the pairs here, for free: each lane stores its own token's columns.
+//
+// | tensor       | shape                  | dtype            | layout, owner
+// | inter        | [pairs][inter_pitch]   | dtype            | zeros after column I; workspace
+// | w2           | [E][H][I] or           | dtype            | nk: row stride w_stride; kn: [E][I][H]
+// | topk_weights | [M][k]                 | topk_weights_dtype | row stride topk_weights_row_stride, caller's
+// | sorted_pairs | [pairs]                | int32            | workspace
+// | blocks       | [num_blocks][4]        | int32            | workspace; at most sub_groups_m * tile_rows rows each
+// | partial      | [pairs][partial_pitch] | fp32             | workspace; rows of pairs without an expert stay unwritten
+//
+// nd_range, SLM: kernel/xe_grouped_gemm.hpp. GRF: as xe_gate_up. A wide H is done in column chunks, each followed by its
+// combine, to bound `partial`. Needs: partial_pitch a multiple of 8 and >= num_columns; inter_pitch a multiple of 32.
+// Numerics: fp32 accumulation, fp32 product with the routing weight, stored in fp32.
+#pragma once
+
+#include <jitmoe/arch/convert.hpp>
+#include <jitmoe/kernel/xe_grouped_gemm.hpp>
+
+namespace jitmoe::kernel {
+
+struct XeDownArgs {
+  const void* inter;
+  const void* w2;
+  const void* topk_weights;
+  const void* sorted_pairs;
+  const void* blocks;
+  const void* num_blocks;
+  void* partial;
+  int32 hidden_size;
+  int32 intermediate_size;
+  int32 top_k;
+  int32 first_column;
+  int32 num_columns;
+  int32 partial_pitch;
+  int64 inter_pitch;
+  int64 w_expert_stride;
+  int64 w_stride;
+  int64 topk_weights_row_stride;
+};
+
+template <class Config> struct XeDownEpilogue {
+  const XeDownArgs& args;
+  const int32* pairs;  // of the row block
+  int32 count;
+  bool keep;        // nk: the lane's row exists
+  int32 lane_pair;  // kn: the pair of the lane's row, -1 if there is none
+  float weight;
+  float* target;
+
+  float routing_weight(int32 pair) const {
+    const int32 token = pair / args.top_k, slot = pair % args.top_k;
+    return arch::read_float<Config::topk_weights_dtype>(args.topk_weights,
+                                                        token * args.topk_weights_row_stride + slot);
+  }
+
+  void begin_row(int32 lane_row) {
+    keep = lane_row < count;
+    const int32 pair = pairs[keep ? lane_row : count - 1];
+    weight = routing_weight(pair);
+    target = static_cast<float*>(args.partial) + int64(pair) * args.partial_pitch;
+  }
+
+  void token_lanes(int32 column, f32x8 first, f32x8 second) const {
+    const int32 other = column + Config::tile_columns;
+    if (keep && column < args.partial_pitch) *reinterpret_cast<f32x8*>(target + column) = first * weight;
+    if (keep && other < args.partial_pitch) *reinterpret_cast<f32x8*>(target + other) = second * weight;
+  }
+
+  // Lane m looks up row m; column_lanes passes the answers around.
+  void begin_rows(int32 first_row) {
+    const int32 row = first_row + arch::lane_id() % 8;
+    lane_pair = row < count ? pairs[row] : -1;
+    weight = row < count ? routing_weight(lane_pair) : 0.0f;
+  }
+
+  void column_lanes(int32 column, f32x8 first, f32x8 second) const {
+    const int32 n = column + arch::lane_id(), other = n + Config::tile_columns;
+    _Pragma("unroll") for (int32 m = 0; m < 8; ++m) {
+      const int32 pair = arch::shuffle(lane_pair, m);
+      const float scale = arch::shuffle(weight, m);
+      if (pair < 0) continue;
+      float* row = static_cast<float*>(args.partial) + int64(pair) * args.partial_pitch;
+      if (n < args.partial_pitch) row[n] = first[m] * scale;
+      if (other < args.partial_pitch) row[other] = second[m] * scale;
+    }
+  }
+};
+
+template <class Config> inline void xe_down(const XeDownArgs& args) {
+  XeGroupedGemm gemm{};
+  gemm.x = args.inter;
+  gemm.sorted_pairs = static_cast<const int32*>(args.sorted_pairs);
+  gemm.blocks = static_cast<const int32*>(args.blocks);
+  gemm.num_blocks = static_cast<const int32*>(args.num_blocks);
+  gemm.w = args.w2;
+  gemm.x_stride = args.inter_pitch;
+  gemm.w_expert_stride = args.w_expert_stride;
+  gemm.w_stride = args.w_stride;
+  gemm.top_k = args.top_k;
+  gemm.k = args.intermediate_size;
+  gemm.w_columns = args.hidden_size;
+  gemm.first_column = args.first_column;
+  gemm.second_block = Config::tile_columns;
+  gemm.columns = args.num_columns;
+  gemm.column_step = 2 * Config::tile_columns;
+  xe_grouped_gemm<Config>(gemm, [&](const scheduler::Tile& tile) {
+    return XeDownEpilogue<Config>{args, gemm.sorted_pairs + tile.first, tile.count, false, -1, 0.0f, nullptr};
+  });
+}
+
+}  // namespace jitmoe::kernel

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+// The grouped GEMM under xe_gate_up and xe_down: persistent walk, sub-group tiles, K slices; an epilogue keeps results.
+//
+// nd_range: grid x (sub_groups_m * sub_groups_n * k_slices * S) work-items, one dimension. Sub-group id within the
+// work-group = (slice * sub_groups_m + m) * sub_groups_n + n. Work-group tile = sub_groups_m * tile_rows rows of one
+// expert x sub_groups_n sub-tiles of two column blocks. SLM: mainloop/k_slices.hpp.
+#pragma once
+
+#include <jitmoe/mainloop/k_slices.hpp>
+#include <jitmoe/mainloop/xe_kn.hpp>
+#include <jitmoe/mainloop/xe_nk.hpp>
+#include <jitmoe/scheduler/block_walk.hpp>
+
+namespace jitmoe::kernel {
+
+using arch::f32x8;
+
+struct XeGroupedGemm {
+  const void* x;               // gather: hidden_states [M][x_stride]; else packed rows [pairs][x_stride]
+  const int32* sorted_pairs;   // [pairs]
+  const int32* blocks;         // [num_blocks][4]
+  const int32* num_blocks;     // [1]
+  const void* w;               // [E] matrices
+  int64 x_stride;              // elements
+  int64 w_expert_stride;       // elements
+  int64 w_stride;              // elements
+  int32 top_k;
+  int32 k;                     // K of the weights
+  int32 w_columns;             // columns of one expert's matrix
+  int32 first_column;          // column that output column 0 comes from
+  int32 second_block;          // distance of the second column block from the first
+  int32 columns;               // output columns to go through (of the first block)
+  int32 column_step;           // output columns per sub-group
+};
+
+template <class Config> struct SelectMainLoop { using type = mainloop::XeNk<Config>; };
+template <class Config> requires(Config::layout == Layout::kn) struct SelectMainLoop<Config> {
+  using type = mainloop::XeKn<Config>;
+};
+
+// [N][K]: epilogue.begin_row(row), then token_lanes(column, first, second): the lane's row, 8 columns from `column`.
+// [K][N]: epilogue.begin_rows(row), then column_lanes(column, first, second): 8 rows, lane n has column + n.
+// Rows count from the row block's first sorted pair and may reach past its count.
+template <class Config, class MakeEpilogue>
+inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogue) {
+  using MainLoop = typename SelectMainLoop<Config>::type;
+  constexpr int32 kSubGroups = Config::sub_groups_m * Config::sub_groups_n;
+  constexpr int32 kSimd = Config::simd;
+
+  const auto item = nd_item<1>();
+  const int32 sub_group = arch::sub_group_id();
+  const int32 slice = sub_group / kSubGroups, tile_index = sub_group % kSubGroups;
+  const mainloop::Place place{tile_index / Config::sub_groups_n, tile_index % Config::sub_groups_n};
+  const int32 steps = (gemm.k + mainloop::kStep - 1) / mainloop::kStep;
+  const mainloop::Slice part = mainloop::slice_of(steps, slice, Config::k_slices);
+  const int32 k_begin = part.begin * mainloop::kStep, k_end = part.end * mainloop::kStep;
+  const int32 tile_columns = gemm.column_step * Config::sub_groups_n;
+  const int32 num_column_tiles = (gemm.columns + tile_columns - 1) / tile_columns;
+
+  scheduler::for_each_tile(
+      gemm.blocks, *gemm.num_blocks, num_column_tiles, int32(item.get_group(0)), int32(item.get_group_range(0)),
+      [&](const scheduler::Tile& tile) {
+        const int32 row = place.m * Config::tile_rows;
+        const int32 column = tile.column * tile_columns + place.n * gemm.column_step;
+        const bool active = row < tile.count && column < gemm.columns;
+
+        const mainloop::Weights w{static_cast<const uint16*>(gemm.w) + tile.expert * gemm.w_expert_stride,
+                                  gemm.w_stride,
+                                  gemm.w_columns,
+                                  gemm.k,
+                                  {gemm.first_column + column, gemm.first_column + column + gemm.second_block}};
+        mainloop::Tokens x{static_cast<const uint16*>(gemm.x),
+                           gemm.sorted_pairs + tile.first,
+                           gemm.x_stride,
+                           gemm.top_k,
+                           tile.count,
+                           row,
+                           steps * mainloop::kStep};
+        if constexpr (Config::tokens != XeTokens::gather) x.rows += tile.first * gemm.x_stride;
+
+        f32x8 acc[MainLoop::kAccumulators];
+        _Pragma("unroll") for (int32 i = 0; i < MainLoop::kAccumulators; ++i) acc[i] = f32x8{};
+        if (active) MainLoop::run(acc, w, x, place, k_begin, k_end);
+        else MainLoop::idle(w, x, place, k_begin, k_end);
+
+        mainloop::reduce_slices<Config::k_slices, kSubGroups, kSimd>(acc, slice, tile_index);
+        if (!active || slice > 0) return;
+
+        auto epilogue = make_epilogue(tile);
+        if constexpr (Config::layout == Layout::nk) {
+          _Pragma("unroll") for (int32 i = 0; i < MainLoop::kTokenBlocks; ++i) {
+            epilogue.begin_row(row + i * kSimd + arch::lane_id());
+            _Pragma("unroll") for (int32 j = 0; j < MainLoop::kColumnBlocks; ++j)
+              epilogue.token_lanes(column + 8 * j, acc[MainLoop::index(0, j, i)], acc[MainLoop::index(1, j, i)]);
+          }
+        } else {
+          _Pragma("unroll") for (int32 i = 0; i < MainLoop::kTokenBlocks; ++i) {
+            epilogue.begin_rows(row + 8 * i);
+            _Pragma("unroll") for (int32 j = 0; j < MainLoop::kColumnBlocks; ++j)
+              epilogue.column_lanes(column + kSimd * j, acc[MainLoop::index(0, j, i)], acc[MainLoop::index(1, j, i)]);
+          }
+        }
+      });
+}
+
+}  // namespace jitmoe::kernel

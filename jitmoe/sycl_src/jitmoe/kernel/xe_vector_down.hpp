@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+// Second grouped GEMM with the routing weight, without dpas: tensors and formula as kernel/xe_down.hpp; nd_range and
+// numerics as mainloop/xe_vector.hpp. Row blocks hold at most tile_rows rows.
+#pragma once
+
+#include <jitmoe/mainloop/xe_vector.hpp>
+
+namespace jitmoe::kernel {
+
+struct XeVectorDownArgs {
+  const void* inter;
+  const void* w2;
+  const void* topk_weights;
+  const void* sorted_pairs;
+  const void* blocks;
+  const void* num_blocks;
+  void* partial;
+  int32 hidden_size;
+  int32 intermediate_size;
+  int32 top_k;
+  int32 first_column;
+  int32 num_columns;
+  int32 partial_pitch;
+  int64 inter_pitch;
+  int64 w_expert_stride;
+  int64 w_stride;
+  int64 topk_weights_row_stride;
+};
+
+template <class Config> inline void xe_vector_down(const XeVectorDownArgs& args) {
+  using MainLoop = mainloop::XeVector<Config>;
+  using Element = typename MainLoop::Element;
+  constexpr int32 kRows = Config::tile_rows, kColumns = Config::sub_groups * Config::simd;
+  const auto item = nd_item<1>();
+  const auto* pairs = static_cast<const int32*>(args.sorted_pairs);
+  const int32 num_column_tiles = (args.num_columns + 2 * kColumns - 1) / (2 * kColumns);
+
+  scheduler::for_each_tile(
+      static_cast<const int32*>(args.blocks), *static_cast<const int32*>(args.num_blocks), num_column_tiles,
+      int32(item.get_group(0)), int32(item.get_group_range(0)), [&](const scheduler::Tile& tile) {
+        const int32 n = tile.column * 2 * kColumns + int32(item.get_local_id(0));
+        int32 column[2];
+        const Element* rows[kRows];
+        _Pragma("unroll") for (int32 q = 0; q < 2; ++q) {
+          const int32 here = n + q * kColumns;
+          column[q] = args.first_column + (here < args.num_columns ? here : args.num_columns - 1);
+        }
+        _Pragma("unroll") for (int32 m = 0; m < kRows; ++m)
+          rows[m] = static_cast<const Element*>(args.inter) +
+                    int64(tile.first + (m < tile.count ? m : tile.count - 1)) * args.inter_pitch;
+        float acc[2][kRows] = {};
+        MainLoop::run(acc, static_cast<const Element*>(args.w2) + tile.expert * args.w_expert_stride, args.w_stride,
+                      column, rows, args.intermediate_size);
+        _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
+          if (m >= tile.count) continue;
+          const int32 pair = pairs[tile.first + m];
+          const int64 position = pair / args.top_k * args.topk_weights_row_stride + pair % args.top_k;
+          const float weight = arch::read_float<Config::topk_weights_dtype>(args.topk_weights, position);
+          auto* row = static_cast<float*>(args.partial) + int64(pair) * args.partial_pitch;
+          if (n < args.num_columns) row[n] = acc[0][m] * weight;
+          if (n + kColumns < args.num_columns) row[n + kColumns] = acc[1][m] * weight;
+        }
+      });
+}
+
+}  // namespace jitmoe::kernel

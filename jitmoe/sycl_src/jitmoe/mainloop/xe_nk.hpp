@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT
+// Main loop for weights with K contiguous ([N][K]): the weights are the A operand of dpas, the tokens the B operand.
+//
+//   acc[q][j][i] element m, lane n = sum over k of W[column[q] + 8j + m][k] * x[first + S*i + n][k]
+//
+// A (weights) comes straight from a plain 2D load of 32 k; no transposition. B (tokens) wants 32 contiguous bytes of
+// one token's row per lane: a per-lane gather reads x through the routing table with no packing pass before it, and a
+// transposed 2D load reads packed rows. Each lane ends with one token and 8 neighbouring columns per accumulator.
+//
+// Messages per K step at 32 x (32 + 32), S = 16: 2 weight loads + 4 token loads + 1 prefetch of each kind.
+// Registers (512 B per accumulator at S = 16): 2 * tile_columns/8 * tile_rows/16 accumulators; 32x(32+32) needs 128 GRF
+// of 64 B for them alone and so 256-GRF mode, 16x(32+32) and less fit the 128-GRF mode.
+#pragma once
+
+#include <jitmoe/arch/block1d.hpp>
+#include <jitmoe/arch/block2d.hpp>
+#include <jitmoe/arch/dpas.hpp>
+#include <jitmoe/mainloop/xe_operands.hpp>
+
+namespace jitmoe::mainloop {
+
+using arch::f32x8;
+using arch::u32x8;
+
+template <class Config> struct XeNk {
+  static constexpr int32 kSimd = Config::simd;
+  static constexpr int32 kColumnBlocks = Config::tile_columns / arch::kDpasRows;
+  static constexpr int32 kTokenBlocks = Config::tile_rows / kSimd;
+  static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
+  static constexpr bool kEmulated = Config::emulated;
+  static constexpr bool kBlockWeights = Config::weights == XeWeights::block2d;
+  static constexpr bool kBlockTokens = Config::tokens == XeTokens::block2d;
+  using A = arch::dpas_a_t<kSimd>;
+  static_assert(Config::tile_rows % kSimd == 0 && Config::tile_columns % arch::kDpasRows == 0, "tile: whole dpas only");
+  static_assert(!(kBlockWeights || kBlockTokens) || kSimd == 16, "2D blocks need sub-group size 16");
+
+  static constexpr int32 kLoadRows = Config::tile_columns < 32 ? Config::tile_columns : 32;  // rows per weight load
+  static constexpr int32 kLoads = Config::tile_columns / kLoadRows;
+
+  // Weight prefetches: 2 * tile_columns rows shared out among the sub-groups that read them.
+  static constexpr int32 kWeightShares = shares(Config::sub_groups_m, 2 * Config::tile_columns, 8);
+  static constexpr int32 kWeightRows = 2 * Config::tile_columns / kWeightShares;
+  static constexpr int32 kWeightMessages = kWeightRows > kLoadRows ? kWeightRows / kLoadRows : 1;
+  static constexpr int32 kWeightMessageRows = kWeightRows / kWeightMessages;
+  static constexpr int32 kTokenShares = shares(Config::sub_groups_n, Config::tile_rows, 8);
+  static constexpr int32 kTokenRows = Config::tile_rows / kTokenShares;
+
+  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
+
+  static arch::Surface weight_surface(const Weights& w) {
+    return {w.matrix, w.k * 2, w.columns, int32(w.stride * 2)};
+  }
+  static arch::Surface token_surface(const Tokens& x) {
+    return {x.rows, x.width * 2, x.count, int32(x.stride * 2)};
+  }
+
+  // Keeps the caches ahead of all sub-groups of the work-group, those without rows included.
+  struct Prefetcher {
+    arch::LoadPayload<kEmulated, kWeightMessageRows, 2> first, second;
+    arch::LoadPayload<kEmulated, kTokenRows, 2> tokens;
+
+    Prefetcher(const Weights& w, const Tokens& x, Place place, int32 k)
+        : first(weight_surface(w), k, row(w, place.m % kWeightShares * kWeightRows)),
+          second(weight_surface(w), k, row(w, place.m % kWeightShares * kWeightRows + kWeightMessageRows)),
+          tokens(kBlockTokens ? token_surface(x) : weight_surface(w), k,
+                 x.first + place.n % kTokenShares * kTokenRows) {}
+
+    static int32 row(const Weights& w, int32 share_row) {
+      return share_row < Config::tile_columns ? w.column[0] + share_row
+                                              : w.column[1] + share_row - Config::tile_columns;
+    }
+
+    void step() {
+      if constexpr (kBlockWeights) {
+        static_assert(kWeightMessages <= 2, "prefetch: more than two messages per step");
+        arch::prefetch(first, 0, 0);
+        first.add_x(kStep);
+        if constexpr (kWeightMessages == 2) {
+          arch::prefetch(second, 0, 0);
+          second.add_x(kStep);
+        }
+      }
+      if constexpr (kBlockTokens) {
+        arch::prefetch(tokens, 0, 0);
+        tokens.add_x(kStep);
+      }
+    }
+  };
+
+  // A operand of 8 columns from `column` and 16 k from `k`, by masked 16-bit loads: columns past the end repeat the last
+  // one (their results are never kept), k past the end gives zeros (whatever lies there may be a NaN).
+  static A element_a(const Weights& w, int32 column, int32 k) {
+    A a;
+    _Pragma("unroll") for (int32 m = 0; m < arch::kDpasRows; ++m) {
+      const int32 n = column + m < w.columns ? column + m : w.columns - 1;
+      const uint16* row = w.matrix + n * w.stride;
+      const auto at = [&](int32 position) {
+        const uint16 value = row[position < w.k ? position : w.k - 1];
+        return position < w.k ? value : uint16(0);
+      };
+      if constexpr (kSimd == 16) a[m] = int16(at(k + arch::lane_id()));
+      else a[m] = int32(at(k + 2 * arch::lane_id()) | uint32(at(k + 2 * arch::lane_id() + 1)) << 16);
+    }
+    return a;
+  }
+
+  // acc += W x^T over k in [k_begin, k_end), multiples of 32.
+  static void run(f32x8 (&acc)[kAccumulators], const Weights& w, const Tokens& x, Place place, int32 k_begin,
+                  int32 k_end) {
+    // Tokens as B operands: the lane's own row, clamped to the last one (its results are dropped).
+    const uint16* row[kTokenBlocks];
+    if constexpr (!kBlockTokens) {
+      _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i) {
+        int32 m = x.first + i * kSimd + arch::lane_id();
+        m = m < x.count ? m : x.count - 1;
+        if constexpr (Config::tokens == XeTokens::gather) m = x.pairs[m] / x.top_k;
+        row[i] = x.rows + m * x.stride + k_begin;
+      }
+    }
+
+    arch::LoadPayload<kEmulated, kLoadRows, 2> block[2] = {{weight_surface(w), k_begin, w.column[0]},
+                                                           {weight_surface(w), k_begin, w.column[1]}};
+    arch::TransposedPayload<kEmulated> token_block(kBlockTokens ? token_surface(x) : weight_surface(w), k_begin / 2,
+                                                   x.first);
+    Prefetcher prefetcher(w, x, place, k_begin);
+    for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
+
+    [[maybe_unused]] int32 k = k_begin;  // of operands without a descriptor
+    for (int32 steps = (k_end - k_begin) / kStep; steps > 0; --steps, k += kStep) {
+      if constexpr (Config::split_barrier) arch::barrier_signal<kEmulated>();
+
+      u32x8 tokens[kTokenBlocks][2];
+      A a[2][kColumnBlocks][2];
+      if constexpr (kBlockWeights) {
+        _Pragma("unroll") for (int32 q = 0; q < 2; ++q) {
+          _Pragma("unroll") for (int32 l = 0; l < kLoads; ++l) {
+            uint16 values[2 * kLoadRows];
+            arch::load(block[q], 0, l * kLoadRows, values);
+            _Pragma("unroll") for (int32 r = 0; r < kLoadRows; ++r)
+              _Pragma("unroll") for (int32 h = 0; h < 2; ++h)
+                a[q][(l * kLoadRows + r) / 8][h][r % 8] = values[h * kLoadRows + r];
+          }
+        }
+      }
+      _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i) {
+        _Pragma("unroll") for (int32 h = 0; h < 2; ++h) {
+          if constexpr (kBlockTokens) tokens[i][h] = arch::load_transposed(token_block, 8 * h, 16 * i);
+          else tokens[i][h] = arch::read_lane(row[i] + 16 * h);
+        }
+      }
+      prefetcher.step();
+
+      if constexpr (kBlockWeights) {
+        _Pragma("unroll") for (int32 h = 0; h < 2; ++h)
+          _Pragma("unroll") for (int32 j = 0; j < kColumnBlocks; ++j)
+            _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i)
+              _Pragma("unroll") for (int32 q = 0; q < 2; ++q)
+                acc[index(q, j, i)] =
+                    arch::dpas<kEmulated, kSimd, Config::dtype>(a[q][j][h], tokens[i][h], acc[index(q, j, i)]);
+      } else {
+        // Eight columns at a time, so that few A operands are alive at once.
+        _Pragma("unroll") for (int32 q = 0; q < 2; ++q)
+          _Pragma("unroll") for (int32 j = 0; j < kColumnBlocks; ++j) {
+            const int32 column = w.column[q] + 8 * j;
+            A low, high;
+            if constexpr (Config::weights == XeWeights::row) {
+              _Pragma("unroll") for (int32 m = 0; m < arch::kDpasRows; ++m) {
+                const int32 n = column + m < w.columns ? column + m : w.columns - 1;
+                const arch::u32x2 pair = arch::read_row<kEmulated, kSimd>(w.matrix + n * w.stride + k);
+                low[m] = pair[0];
+                high[m] = pair[1];
+              }
+            } else {
+              low = element_a(w, column, k);
+              high = element_a(w, column, k + 16);
+            }
+            _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i) {
+              f32x8& sum = acc[index(q, j, i)];
+              sum = arch::dpas<kEmulated, kSimd, Config::dtype>(low, tokens[i][0], sum);
+              sum = arch::dpas<kEmulated, kSimd, Config::dtype>(high, tokens[i][1], sum);
+            }
+          }
+      }
+
+      // Steps come after the dpas, which have waited for the loads: a descriptor that a load may still be reading costs
+      // four more instructions per step on pvc.
+      if constexpr (kBlockWeights) {
+        block[0].add_x(kStep);
+        block[1].add_x(kStep);
+      }
+      if constexpr (kBlockTokens) {
+        token_block.add_x(kStep / 2);
+      } else {
+        _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i) row[i] += kStep;
+      }
+      if constexpr (Config::split_barrier) arch::barrier_wait<kEmulated>();
+    }
+  }
+
+  // What a sub-group without rows does: its share of the prefetches, and its part in the barriers.
+  static void idle(const Weights& w, const Tokens& x, Place place, int32 k_begin, int32 k_end) {
+    if constexpr (Config::split_barrier) {
+      Prefetcher prefetcher(w, x, place, k_begin);
+      for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
+      for (int32 k = k_begin; k < k_end; k += kStep) {
+        arch::barrier_signal<kEmulated>();
+        prefetcher.step();
+        arch::barrier_wait<kEmulated>();
+      }
+    }
+  }
+};
+
+}  // namespace jitmoe::mainloop

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// What both main loops (xe_nk.hpp, xe_kn.hpp) share: the operands of one sub-group's tile and its position.
+//
+// A sub-group computes tile_rows tokens x (tile_columns + tile_columns) columns: two blocks of weight columns against the
+// same tokens. For gate_up they are a gate block and its up block, for down two neighbouring blocks.
+// Letters: m token row of the block, n weight column, k reduction index, S sub-group size. A K step is 32 elements.
+#pragma once
+
+#include <jitmoe/arch/choices.hpp>
+#include <jitmoe/arch/sub_group.hpp>
+
+namespace jitmoe::mainloop {
+
+constexpr int32 kStep = 32;  // elements of K per step: one 64 B line of a 16-bit row, two dpas deep
+
+struct Weights {
+  const uint16* matrix;  // one expert's; nk: [columns][K], kn: [K][columns]
+  int64 stride;          // elements between rows of the storage
+  int32 columns;         // in the matrix, beyond which nothing may be read
+  int32 k;               // K without padding
+  int32 column[2];       // first column of the sub-group's two blocks
+};
+
+struct Tokens {
+  const uint16* rows;         // gather: hidden_states; else the first packed row of the row block
+  const int32* pairs;         // gather: sorted pairs of the row block
+  int64 stride;               // elements between rows
+  int32 top_k;                // gather: a pair's token is pair / top_k
+  int32 count;                // rows in the row block
+  int32 first;                // the sub-group's first row, < count
+  int32 width;                // readable elements of a row: a multiple of 32
+};
+
+// The sub-group's place among those that share its operands, for sharing out the prefetches.
+struct Place {
+  int32 m;  // of Config::sub_groups_m that read the same weights
+  int32 n;  // of Config::sub_groups_n that read the same tokens
+};
+
+// The number of sub-groups that `items` of prefetching, `least` at a time, are shared out among.
+constexpr int32 shares(int32 sub_groups, int32 items, int32 least) {
+  const int32 most = items / least;
+  return sub_groups < most ? sub_groups : most;
+}
+
+}  // namespace jitmoe::mainloop
