@@ -117,6 +117,10 @@ class Pipeline:
             entries.update(zip(missing, pool.map(lambda spec: self._compile(spec, device), missing), strict=True))
         return entries
 
+    def cached(self, spec: KernelSpec, device: Device) -> Entry | None:
+        """Returns the entry that ``build`` would use without compiling, or None."""
+        return self._find(spec, device)
+
     def key(self, spec: KernelSpec, device: Device, compiler: Compiler | None) -> CacheKey:
         """Returns the cache key of ``spec`` built by ``compiler`` (None: only what is asked, not how it is made)."""
         request = (("spec", str(spec)), ("source", render(spec)), ("headers", header_digest()))

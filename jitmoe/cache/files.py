@@ -259,6 +259,10 @@ class FileStore:
         finally:
             staging.unlink(missing_ok=True)
 
+    def remove_verdict(self, path: Path) -> None:
+        """Removes one verdict by the path that ``verdicts`` gave."""
+        path.unlink(missing_ok=True)
+
     def verdicts(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yields (path, verdict) of every readable verdict."""
         for path in sorted((self.root / "trust").glob("*.json")):
@@ -326,8 +330,11 @@ class FileStore:
                         removed += 1
         return removed
 
-    def prune(self, *, max_bytes: int) -> list[StoredEntry]:
-        """Removes the least recently used entries until at most ``max_bytes`` remain; returns what was removed."""
+    def prune(self, *, max_bytes: int, dry_run: bool = False) -> list[StoredEntry]:
+        """Removes the least recently used entries until at most ``max_bytes`` remain; returns what was removed.
+
+        With ``dry_run`` nothing is removed and the result says what would be.
+        """
         entries = sorted(self.iterate(), key=lambda stored: stored.last_used)
         total = sum(stored.num_bytes for stored in entries)
         removed = []
@@ -337,7 +344,8 @@ class FileStore:
             with contextlib.suppress(OSError):
                 if stored.path.stat().st_mtime != stored.last_used:
                     continue  # used since the listing
-                self.remove(stored.path)
+                if not dry_run:
+                    self.remove(stored.path)
                 total -= stored.num_bytes
                 removed.append(stored)
         return removed

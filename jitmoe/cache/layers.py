@@ -39,6 +39,11 @@ class Cache:
     def layers(self) -> tuple[FileStore, ...]:
         return (*self.readonly, self.writable) if self.writable is not None else self.readonly
 
+    @property
+    def num_in_memory(self) -> int:
+        """Entries that no folder would take; they end with this process."""
+        return len(self._memory)
+
     def get(self, key: CacheKey) -> Entry | None:
         """Returns the verified entry of ``key`` or None."""
         entry = self._memory.get(key.digest)

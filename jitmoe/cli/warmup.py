@@ -1,0 +1,456 @@
+# SPDX-License-Identifier: MIT
+"""jitmoe-warmup: gets every kernel of a model compiled, checked and cached before the first request needs it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+
+from jitmoe import knobs, pipeline
+from jitmoe.cli import terminal
+from jitmoe.cli.devices import DeviceError, Target, resolve
+from jitmoe.cli.layers import look_only_cache
+from jitmoe.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+from jitmoe.compilers.base import parallel_jobs
+from jitmoe.device import DeviceKind
+from jitmoe.errors import ArgumentError, JitMoEError, UnsupportedProblemError
+from jitmoe.models import MODELS, ModelError, MoEModel, find_model
+from jitmoe.pipeline import Pipeline
+from jitmoe.plan import planner_for
+from jitmoe.plan.launch import Plan
+from jitmoe.problem import INDEX_DTYPES, WEIGHT_DTYPES, DType, Layout, MoEProblem
+from jitmoe.runtime.stream import stream_of
+from jitmoe.selfcheck import TENSOR_NAMES
+from jitmoe.spec import KernelSpec
+
+MAX_TOKENS = 16384  # of the default token counts; servers split longer prefills
+DENSE_TOKENS = 256  # up to here every count is looked at
+STEPS_PER_OCTAVE = 32  # and from here this many per doubling, so that no planner bucket is stepped over
+GPU_ALIGNMENT = 64  # bytes; what allocators give at least, and what 2D block loads need
+
+EXAMPLES = """\
+examples:
+  jitmoe-warmup qwen3-30b-a3b                   for the device that is here
+  jitmoe-warmup Qwen/Qwen3-30B-A3B --dry-run    which binaries it needs, and which are cached
+  jitmoe-warmup ./my-model --device bmg-g21     for a GPU that is not here: compile only
+  jitmoe-warmup deepseek-v3 --ep 8 --jobs 4     one rank's experts of eight, four compilations at once
+  jitmoe-warmup H2048,I768,E128,k8 --dtype fp16 sizes instead of a model
+  jitmoe-warmup mixtral-8x7b --tokens 1,64 --explain
+
+exit codes: 0 all kernels are ready, 1 some are not, 2 the command line or the model is not understood
+"""
+
+
+def default_token_counts() -> tuple[int, ...]:
+    """Returns the token counts to look at: all small ones, then a fine geometric series up to ``MAX_TOKENS``."""
+    counts = set(range(1, DENSE_TOKENS + 1))
+    step = 0
+    while (value := round(DENSE_TOKENS * 2 ** (step / STEPS_PER_OCTAVE))) <= MAX_TOKENS:
+        counts.add(value)
+        step += 1
+    return tuple(sorted(counts))
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Neighbouring token counts that one set of kernels serves, and the call that stands for them."""
+
+    first: int
+    last: int
+    problem: MoEProblem
+    plan: Plan
+
+    @property
+    def tokens(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}..{self.last}"
+
+
+def buckets_of(
+    target: Target, model: MoEModel, tokens: Sequence[int], ids: DType, weights: DType, *, exact: bool = True
+) -> list[Bucket]:
+    """Returns the buckets of ``tokens`` (ascending) on a device; raises ``UnsupportedProblemError``.
+
+    Unless ``exact``, the counts are samples of a range and each bucket reaches to the next.
+    """
+    planner = planner_for(target.device)
+    alignment = 1 if target.device.kind is DeviceKind.CPU else GPU_ALIGNMENT
+
+    def bucket(num_tokens: int) -> Bucket:
+        problem = model.problem(num_tokens, topk_ids_dtype=ids, topk_weights_dtype=weights, base_alignment=alignment)
+        plan = planner.launches(problem, target.device, planner.choose(problem, target.device))
+        return Bucket(num_tokens, num_tokens, problem, plan)
+
+    buckets: list[Bucket] = []
+    for num_tokens in tokens:
+        new = bucket(num_tokens)
+        if buckets and buckets[-1].plan.specs == new.plan.specs:
+            buckets[-1] = dataclasses.replace(buckets[-1], last=num_tokens)
+            continue
+        if buckets and not exact:
+            old = buckets[-1]
+            while new.first - old.last > 1:  # the planner's border lies between two of the counts
+                middle = bucket((old.last + new.first) // 2)
+                if middle.plan.specs == new.plan.specs:
+                    new = middle
+                else:
+                    old = dataclasses.replace(old, last=middle.first)
+            buckets[-1] = old
+            new = dataclasses.replace(new, last=num_tokens)
+        buckets.append(new)
+    return buckets
+
+
+def distinct_specs(buckets: Iterable[Bucket]) -> tuple[KernelSpec, ...]:
+    """Returns the kernels of all buckets, each once."""
+    return tuple(dict.fromkeys(spec for bucket in buckets for spec in bucket.plan.specs))
+
+
+@dataclass
+class Outcome:
+    """What happened on all devices together."""
+
+    compiled: int = 0
+    cached: int = 0
+    checked: int = 0  # sets of kernels that were loaded, and self-checked unless they had been before
+    failures: list[tuple[str, JitMoEError]] = field(default_factory=list)
+
+
+def _parse_tokens(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(sorted({int(part) for part in text.replace(",", " ").split()}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers such as 1,8,64") from None
+    if not counts or counts[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: token counts are at least 1")
+    return counts
+
+
+def _parse_names(text: str) -> list[str]:
+    return [part for part in text.replace(",", " ").split() if part]
+
+
+def _dtypes(*allowed: DType) -> Callable[[str], tuple[DType, ...]]:
+    names = {dtype.value: dtype for dtype in allowed}
+
+    def parse(text: str) -> tuple[DType, ...]:
+        try:
+            return tuple(dict.fromkeys(names[part] for part in _parse_names(text)))
+        except KeyError as error:
+            raise argparse.ArgumentTypeError(f"{error.args[0]!r} is none of {', '.join(names)}") from None
+
+    return parse
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number >= 1")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jitmoe-warmup",
+        description="Compiles, checks and caches the kernels of a model, so that serving finds everything ready.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a model name (--list-models), a Hugging Face config.json or its folder, or sizes (H2048,I768,E128,k8)",
+    )
+    parser.add_argument("--list-models", action="store_true", help="show the built-in table and end")
+    what = parser.add_argument_group("what to prepare")
+    what.add_argument(
+        "--tokens",
+        type=_parse_tokens,
+        metavar="LIST",
+        help=f"token counts per call, e.g. 1,8,64 (default: every kernel choice between 1 and {MAX_TOKENS})",
+    )
+    what.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="of tokens and weights (default: the model's)")
+    what.add_argument(
+        "--layout",
+        choices=[layout.value for layout in Layout],
+        help="of both weights: nk = [E, N, K] as in checkpoints, kn = transposed (default: the model's)",
+    )
+    what.add_argument(
+        "--ids",
+        type=_dtypes(*INDEX_DTYPES),
+        metavar="LIST",
+        default=INDEX_DTYPES,
+        help="dtypes of topk_ids (default: int32,int64)",
+    )
+    what.add_argument(
+        "--weights",
+        type=_dtypes(*WEIGHT_DTYPES),
+        metavar="LIST",
+        help="dtypes of topk_weights (default: fp32 and the model's dtype)",
+    )
+    what.add_argument("--tp", type=_positive, default=1, metavar="N", help="tensor parallel ranks: each has I/N")
+    what.add_argument(
+        "--ep",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="expert parallel ranks: each has E/N experts and an expert_map",
+    )
+    what.add_argument("--expert-map", action="store_true", help="calls pass an expert_map (implied by --ep)")
+    where = parser.add_argument_group("for which device, and how")
+    where.add_argument(
+        "--device",
+        type=_parse_names,
+        default=[],
+        metavar="LIST",
+        help="cpu, gpu, or an architecture such as bmg-g21, pvc, cpu-avx2 that need not be here "
+        "(default: the GPUs that are here, else the CPU)",
+    )
+    where.add_argument(
+        "--jobs", type=_positive, metavar="N", help="compilations at once (default: by cores and memory)"
+    )
+    where.add_argument("--dry-run", action="store_true", help="list the binaries and whether they are cached; no more")
+    where.add_argument("--explain", action="store_true", help="show what is chosen per range of token counts, and why")
+    where.add_argument("-q", "--quiet", action="store_true", help="only the summary")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the tool; returns its exit code."""
+    return terminal.run(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.list_models:
+        _print_models()
+        return EXIT_OK
+    if options.model is None:
+        parser.error("which model? (--list-models shows the table)")
+    try:
+        settings = knobs.current()
+        model = _model(options)
+        targets = resolve(options.device)
+    except (ModelError, DeviceError, UnsupportedProblemError, ArgumentError) as error:
+        terminal.fail(error)
+        return EXIT_USAGE
+    if options.jobs:
+        settings = dataclasses.replace(settings, jobs=options.jobs)
+
+    print(f"{model.name}: {model}, {_layout_words(model)}")
+    if model.note:
+        print(f"note: {model.note}")
+    weights = options.weights or tuple(dict.fromkeys((DType.FP32, model.dtype)))
+    tokens = options.tokens or default_token_counts()
+    work: list[tuple[Target, list[list[Bucket]]]] = []
+    for target in targets:
+        try:
+            variants = [
+                buckets_of(target, model, tokens, i, w, exact=options.tokens is not None)
+                for i in options.ids
+                for w in weights
+            ]
+        except UnsupportedProblemError as error:
+            terminal.fail(f"{target.words}: {error}")
+            return EXIT_FAILED
+        work.append((target, variants))
+
+    if options.explain:
+        for target, variants in work:
+            for bucket in variants[0]:
+                print(f"\nM = {bucket.tokens}")
+                print(pipeline.explain(bucket.problem, target.device))
+    if options.dry_run:
+        return _dry_run(Pipeline(settings, cache=look_only_cache(settings)), work)
+    if options.explain:
+        print()
+    return _warm_up(Pipeline(settings), work, quiet=options.quiet)
+
+
+def _model(options: argparse.Namespace) -> MoEModel:
+    model = find_model(options.model)
+    changes: dict[str, object] = {}
+    if options.dtype:
+        # An explicit dtype says that the weights are converted when they are loaded.
+        changes.update(dtype=DType(options.dtype), quantization="")
+    if options.layout:
+        changes.update(w1_layout=Layout(options.layout), w2_layout=Layout(options.layout))
+    if options.expert_map:
+        changes.update(num_global_experts=model.num_experts)
+    quantized = model.quantization and not options.dtype
+    model = dataclasses.replace(model, **changes)  # type: ignore[arg-type]
+    model = model.sharded(tensor_parallel=options.tp, expert_parallel=options.ep)
+    try:
+        model.check()
+    except UnsupportedProblemError as error:
+        if quantized and not dataclasses.replace(model, quantization="").obstacles:
+            reasons = (*error.reasons, "if the weights are converted when they are loaded, say so: --dtype bf16")
+            raise UnsupportedProblemError(problem=error.problem, reasons=reasons) from None
+        raise
+    return model
+
+
+def _layout_words(model: MoEModel) -> str:
+    words = {Layout.NK: "[E, N, K]", Layout.KN: "[E, K, N]"}
+    text = f"weights {words[model.w1_layout]}"
+    if model.w2_layout is not model.w1_layout:
+        text += f" and {words[model.w2_layout]}"
+    if model.num_global_experts is not None:
+        text += f", expert map of {model.num_global_experts}"
+    return text
+
+
+def _print_models() -> None:
+    rows = []
+    for model in MODELS.values():
+        sizes = [str(n) for n in (model.hidden_size, model.intermediate_size, model.num_experts, model.top_k)]
+        rows.append([model.name, *sizes, model.activation, "; ".join(f"no kernels: {o}" for o in model.obstacles[:1])])
+    table = terminal.text_table(
+        rows, header=("MODEL", "H", "I", "E", "k", "ACTIVATION", ""), right=(1, 2, 3, 4), indent=0
+    )
+    print(terminal.shorten(table))
+
+
+def _spec_words(spec: KernelSpec) -> tuple[str, str]:
+    kernel, _, constants = str(spec).partition("(")
+    return kernel, constants.removesuffix(")")
+
+
+def _dry_run(pipe: Pipeline, work: list[tuple[Target, list[list[Bucket]]]]) -> int:
+    total = missing = 0
+    for target, variants in work:
+        specs = distinct_specs(bucket for buckets in variants for bucket in buckets)
+        rows = []
+        for number, spec in enumerate(specs, 1):
+            entry = pipe.cached(spec, target.device)
+            missing += entry is None
+            rows.append((str(number), "cached" if entry is not None else "missing", *_spec_words(spec)))
+        total += len(specs)
+        print(f"\n{target.words}: {terminal.count(len(specs), 'binary', 'binaries')}")
+        print(terminal.shorten(terminal.text_table(rows, right=(0,))))
+        print("\n  kernels by token count")
+        names = {spec: number for number, spec in enumerate(specs, 1)}
+        for bucket in variants[0]:
+            kernels = ", ".join(f"{spec.KERNEL} ({names[spec]})" for spec in bucket.plan.specs)
+            print(terminal.shorten(f"  M {bucket.tokens:<14}{kernels}"))
+    print(f"\n{terminal.count(total, 'binary', 'binaries')}: {total - missing} cached, {missing} to compile")
+    _print_layers(pipe)
+    return EXIT_OK
+
+
+def _print_layers(pipe: Pipeline) -> None:
+    store = pipe.cache.writable
+    print(f"cache folder {store.root}" if store is not None else "no cache folder can be written")
+
+
+def _warm_up(pipe: Pipeline, work: list[tuple[Target, list[list[Bucket]]]], *, quiet: bool) -> int:
+    started = time.perf_counter()
+    outcome = Outcome()
+    cache = pipe.cache
+    if cache.writable is None:
+        terminal.fail("no folder can hold the kernels, so warming up would be lost; set JITMOE_CACHE_DIR")
+        return EXIT_FAILED
+    for target, variants in work:
+        buckets = [bucket for one_variant in variants for bucket in one_variant]
+        specs = distinct_specs(buckets)
+        sets = list({bucket.plan.specs: bucket for bucket in buckets}.values()) if target.is_present else []
+        where = "" if target.is_present else "; it is not here, so kernels are compiled but not checked"
+        print(f"{target.words}{where}")
+        with (
+            open(os.devnull, "w") as nowhere,
+            terminal.progress(len(specs) + len(sets), nowhere if quiet else None) as display,
+        ):
+            broken = _compile_all(pipe, specs, target, display, outcome)
+            _check_all(pipe, sets, target, display, outcome, broken)
+    seconds = time.perf_counter() - started
+    for what, error in outcome.failures:
+        print(f"\nFAILED {what}\n{error}", file=sys.stderr)
+    if cache.num_in_memory:
+        print(f"\n{cache.num_in_memory} kernels could not be stored and are lost now", file=sys.stderr)
+    parts = [f"{outcome.compiled} compiled", f"{outcome.cached} cached", f"{len(outcome.failures)} failed"]
+    print(f"{', '.join(parts)} in {seconds:.1f} s")
+    print(f"cache folder {cache.writable.root}")
+    return EXIT_FAILED if outcome.failures or cache.num_in_memory else EXIT_OK
+
+
+def _compile_all(
+    pipe: Pipeline, specs: tuple[KernelSpec, ...], target: Target, display: terminal.Progress, outcome: Outcome
+) -> set[KernelSpec]:
+    """Compiles what is missing, in parallel; returns the kernels that could not be had."""
+    broken: set[KernelSpec] = set()
+    events: dict[KernelSpec, pipeline.BuildEvent] = {}
+    pipe.on_build = lambda event: events.__setitem__(event.spec, event)
+    memory = pipe.compilers[0].memory_per_job_bytes if pipe.compilers else 1
+    jobs = parallel_jobs(len(specs), wanted=pipe.settings.jobs, memory_per_job_bytes=memory)
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix="jitmoe-warmup")
+    try:
+        display.start(f"compiling, {terminal.count(jobs, 'job')} at once")
+        futures: dict[Future[object], KernelSpec] = {
+            pool.submit(pipe.build, (spec,), target.device): spec for spec in specs
+        }
+        for future in as_completed(futures):
+            spec = futures[future]
+            kernel, constants = _spec_words(spec)
+            error = future.exception()
+            if isinstance(error, JitMoEError):
+                broken.add(spec)
+                outcome.failures.append((f"{kernel} ({constants})", error))
+                display.step(f"FAILED       {kernel}  {constants}")
+            elif error is not None:
+                raise error
+            elif events[spec].source == "cache":
+                outcome.cached += 1
+                display.step(f"cached       {kernel}  {constants}")
+            else:
+                outcome.compiled += 1
+                display.step(f"{events[spec].seconds:6.2f} s     {kernel}  {constants}")
+    except KeyboardInterrupt:
+        # Python would wait for running compilations; the compiler processes end with this one.
+        pool.shutdown(wait=False, cancel_futures=True)
+        display.close()
+        print("\ninterrupted; what was compiled so far is in the cache", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(EXIT_INTERRUPTED)
+    pool.shutdown()
+    return broken
+
+
+def _check_all(
+    pipe: Pipeline,
+    sets: list[Bucket],
+    target: Target,
+    display: terminal.Progress,
+    outcome: Outcome,
+    broken: set[KernelSpec],
+) -> None:
+    """Loads every set of kernels on its device and runs the self-checks that are not on record yet."""
+    if not sets:
+        return
+    stream = stream_of(target.queue.addressof_ref())
+    pipe.on_build = lambda event: None
+    for bucket in sets:
+        kernels = ", ".join(spec.KERNEL for spec in bucket.plan.specs)
+        label = f"{kernels}  {bucket.problem.topk_ids_dtype.value} {bucket.problem.topk_weights_dtype.value}"
+        if broken & set(bucket.plan.specs):
+            display.step(f"not checked  {label}")
+            continue
+        display.start(f"checking {label}")
+        started = time.perf_counter()
+        try:
+            pipe.prepare(bucket.problem, stream, TENSOR_NAMES)
+        except JitMoEError as error:
+            outcome.failures.append((label, error))
+            display.step(f"FAILED       checking {label}")
+        else:
+            outcome.checked += 1
+            display.step(f"{time.perf_counter() - started:6.2f} s     checked {label}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
