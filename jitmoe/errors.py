@@ -20,7 +20,13 @@ class JitMoEError(Exception):
         self.__dict__.update(fields)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), dict(self.__dict__))
+        return _rebuild, (type(self), self._fields())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._fields().items())})"
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("__")}  # no __notes__
 
     def __str__(self) -> str:
         raise NotImplementedError

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,10 +55,16 @@ def _parse(variable: str, text: str, default: Any) -> Any:
     def wrong(expected: str) -> ArgumentError:
         return ArgumentError(argument=f"environment variable {variable}", got=repr(text), expected=expected)
 
+    def path(text: str) -> Path:
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:  # ~ of a user without a home
+            raise wrong("a path whose ~ can be resolved") from None
+
     if variable == "JITMOE_CACHE_READONLY_DIRS":
-        return tuple(Path(part).expanduser() for part in text.split(os.pathsep) if part)
+        return tuple(path(part) for part in text.split(os.pathsep) if part)
     if variable in ("JITMOE_CACHE_DIR", "JITMOE_TUNED_CONFIG"):
-        return Path(text).expanduser() if text else None
+        return path(text) if text else None
     if variable == "JITMOE_COMPILER":
         if text not in COMPILER_CHOICES:
             raise wrong(f"one of {', '.join(COMPILER_CHOICES)}")
@@ -70,8 +77,8 @@ def _parse(variable: str, text: str, default: Any) -> Any:
         number = type(default)(text)
     except ValueError:
         raise wrong("a number") from None
-    if number < 0:
-        raise wrong("a number >= 0")
+    if not 0 <= number < math.inf:
+        raise wrong("a finite number >= 0")
     return number
 
 
@@ -82,7 +89,7 @@ def read(environment: Mapping[str, str]) -> Knobs:
         variable = knob.metadata["variable"]
         if variable in environment:
             values[knob.name] = _parse(variable, environment[variable].strip(), knob.default)
-    if not values.get("jobs") and environment.get("MAX_JOBS", "").isdigit():
+    if not values.get("jobs") and environment.get("MAX_JOBS", "").isdecimal():
         values["jobs"] = int(environment["MAX_JOBS"])
     return Knobs(**values)
 
