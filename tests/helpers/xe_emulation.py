@@ -120,9 +120,7 @@ def case(
         topk_weights_row_stride=k,
         base_alignment=64,
     )
-    return Case(
-        x=x, w1=w1, w2=w2, topk_weights=topk_weights, topk_ids=topk_ids, expert_map=expert_map, problem=problem
-    )
+    return Case(x=x, w1=w1, w2=w2, topk_weights=topk_weights, topk_ids=topk_ids, expert_map=expert_map, problem=problem)
 
 
 def run_plan(pipeline: Pipeline, plan: Plan, case: Case, on: Stream, *, poison: bool = True) -> torch.Tensor:

@@ -58,9 +58,9 @@ inline f32x8 dpas(dpas_a_t<simd> a, u32x8 b, f32x8 c) {
     else return intel_sub_group_f16_f16_matrix_mad_k16(a, bit_cast<i32x8>(b), c);
   }
 #endif
-  for (int32 k = 0; k < 16; ++k) {
+  _Pragma("nounroll") for (int32 k = 0; k < 16; ++k) {  // keeps the CPU device's code, and its build time, small
     const float b_k = to_float<dtype>(uint16(b[k / 2] >> (k % 2 * 16)));
-    for (int32 m = 0; m < kDpasRows; ++m) {
+    _Pragma("unroll") for (int32 m = 0; m < kDpasRows; ++m) {
       uint16 a_mk;
       if constexpr (simd == 16) a_mk = uint16(shuffle(int16(a[m]), k));
       else a_mk = uint16(uint32(shuffle(int32(a[m]), k / 2)) >> (k % 2 * 16));

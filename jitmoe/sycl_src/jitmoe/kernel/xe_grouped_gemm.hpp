@@ -79,7 +79,7 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
         if constexpr (Config::tokens != XeTokens::gather) x.rows += tile.first * gemm.x_stride;
 
         f32x8 acc[MainLoop::kAccumulators];
-        _Pragma("unroll") for (int32 i = 0; i < MainLoop::kAccumulators; ++i) acc[i] = f32x8{};
+        _Pragma("unroll(MainLoop::kUnroll)") for (int32 i = 0; i < MainLoop::kAccumulators; ++i) acc[i] = f32x8{};
         if (active) MainLoop::run(acc, w, x, place, k_begin, k_end);
         else MainLoop::idle(w, x, place, k_begin, k_end);
 
@@ -88,15 +88,15 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
 
         auto epilogue = make_epilogue(tile);
         if constexpr (Config::layout == Layout::nk) {
-          _Pragma("unroll") for (int32 i = 0; i < MainLoop::kTokenBlocks; ++i) {
+          _Pragma("unroll(MainLoop::kUnroll)") for (int32 i = 0; i < MainLoop::kTokenBlocks; ++i) {
             epilogue.begin_row(row + i * kSimd + arch::lane_id());
-            _Pragma("unroll") for (int32 j = 0; j < MainLoop::kColumnBlocks; ++j)
+            _Pragma("unroll(MainLoop::kUnroll)") for (int32 j = 0; j < MainLoop::kColumnBlocks; ++j)
               epilogue.token_lanes(column + 8 * j, acc[MainLoop::index(0, j, i)], acc[MainLoop::index(1, j, i)]);
           }
         } else {
-          _Pragma("unroll") for (int32 i = 0; i < MainLoop::kTokenBlocks; ++i) {
+          _Pragma("unroll(MainLoop::kUnroll)") for (int32 i = 0; i < MainLoop::kTokenBlocks; ++i) {
             epilogue.begin_rows(row + 8 * i);
-            _Pragma("unroll") for (int32 j = 0; j < MainLoop::kColumnBlocks; ++j)
+            _Pragma("unroll(MainLoop::kUnroll)") for (int32 j = 0; j < MainLoop::kColumnBlocks; ++j)
               epilogue.column_lanes(column + kSimd * j, acc[MainLoop::index(0, j, i)], acc[MainLoop::index(1, j, i)]);
           }
         }

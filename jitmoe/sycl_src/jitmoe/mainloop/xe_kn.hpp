@@ -23,6 +23,7 @@ template <class Config> struct XeKn {
   static constexpr int32 kTokenBlocks = Config::tile_rows / arch::kDpasRows;
   static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
   static constexpr bool kEmulated = Config::emulated;
+  static constexpr int32 kUnroll = kEmulated ? 1 : 64;  // all, for registers; none keeps the CPU device's build short
   static constexpr bool kBlockWeights = Config::weights == XeWeights::block2d;
   static constexpr bool kBlockTokens = Config::tokens == XeTokens::block2d;
   using A = arch::dpas_a_t<kSimd>;
@@ -84,7 +85,7 @@ template <class Config> struct XeKn {
       return position < w.k ? value : uint16(0);
     };
     u32x8 b;
-    _Pragma("unroll") for (int32 i = 0; i < 8; ++i)
+    _Pragma("unroll(kUnroll)") for (int32 i = 0; i < 8; ++i)
       b[i] = uint32(at(k + 2 * i)) | uint32(at(k + 2 * i + 1)) << 16;
     return b;
   }
@@ -104,16 +105,16 @@ template <class Config> struct XeKn {
 
       A tokens[kTokenBlocks][2];
       if constexpr (kBlockTokens) {
-        _Pragma("unroll") for (int32 l = 0; l < kLoads; ++l) {
+        _Pragma("unroll(kUnroll)") for (int32 l = 0; l < kLoads; ++l) {
           uint16 values[2 * kLoadRows];
           arch::load(token_block, 0, l * kLoadRows, values);
-          _Pragma("unroll") for (int32 r = 0; r < kLoadRows; ++r)
-            _Pragma("unroll") for (int32 h = 0; h < 2; ++h)
+          _Pragma("unroll(kUnroll)") for (int32 r = 0; r < kLoadRows; ++r)
+            _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h)
               tokens[(l * kLoadRows + r) / 8][h][r % 8] = values[h * kLoadRows + r];
         }
         token_block.add_x(kStep);
       } else {
-        _Pragma("unroll") for (int32 r = 0; r < Config::tile_rows; ++r) {
+        _Pragma("unroll(kUnroll)") for (int32 r = 0; r < Config::tile_rows; ++r) {
           const int32 m = x.first + r < x.count ? x.first + r : x.count - 1;
           const arch::u32x2 pair = arch::read_row<kEmulated, kSimd>(x.rows + m * x.stride + k);
           tokens[r / 8][0][r % 8] = pair[0];
@@ -122,23 +123,23 @@ template <class Config> struct XeKn {
       }
       prefetcher.step();
 
-      _Pragma("unroll") for (int32 q = 0; q < 2; ++q) {
-        _Pragma("unroll") for (int32 l = 0; l < kColumnBlocks / (kBlockWeights ? kLoadBlocks : 1); ++l) {
+      _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q) {
+        _Pragma("unroll(kUnroll)") for (int32 l = 0; l < kColumnBlocks / (kBlockWeights ? kLoadBlocks : 1); ++l) {
           constexpr int32 kPerLoad = kBlockWeights ? kLoadBlocks : 1;
           u32x8 b[kPerLoad][2];
           if constexpr (kBlockWeights) {
             uint32 values[16 * kLoadBlocks];
             arch::load_vnni(block[q], l * kLoadBlocks * 16, 0, values);
-            _Pragma("unroll") for (int32 c = 0; c < kPerLoad; ++c)
-              _Pragma("unroll") for (int32 h = 0; h < 2; ++h)
-                _Pragma("unroll") for (int32 i = 0; i < 8; ++i) b[c][h][i] = values[16 * c + 8 * h + i];
+            _Pragma("unroll(kUnroll)") for (int32 c = 0; c < kPerLoad; ++c)
+              _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h)
+                _Pragma("unroll(kUnroll)") for (int32 i = 0; i < 8; ++i) b[c][h][i] = values[16 * c + 8 * h + i];
           } else {
             b[0][0] = element_b(w, w.column[q] + l * kSimd, k);
             b[0][1] = element_b(w, w.column[q] + l * kSimd, k + 16);
           }
-          _Pragma("unroll") for (int32 c = 0; c < kPerLoad; ++c)
-            _Pragma("unroll") for (int32 h = 0; h < 2; ++h)
-              _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i) {
+          _Pragma("unroll(kUnroll)") for (int32 c = 0; c < kPerLoad; ++c)
+            _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h)
+              _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
                 f32x8& sum = acc[index(q, l * kPerLoad + c, i)];
                 sum = arch::dpas<kEmulated, kSimd, Config::dtype>(tokens[i][h], b[c][h], sum);
               }

@@ -28,6 +28,7 @@ template <class Config> struct XeNk {
   static constexpr int32 kTokenBlocks = Config::tile_rows / kSimd;
   static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
   static constexpr bool kEmulated = Config::emulated;
+  static constexpr int32 kUnroll = kEmulated ? 1 : 64;  // all, for registers; none keeps the CPU device's build short
   static constexpr bool kBlockWeights = Config::weights == XeWeights::block2d;
   static constexpr bool kBlockTokens = Config::tokens == XeTokens::block2d;
   using A = arch::dpas_a_t<kSimd>;
@@ -91,7 +92,7 @@ template <class Config> struct XeNk {
   // one (their results are never kept), k past the end gives zeros (whatever lies there may be a NaN).
   static A element_a(const Weights& w, int32 column, int32 k) {
     A a;
-    _Pragma("unroll") for (int32 m = 0; m < arch::kDpasRows; ++m) {
+    _Pragma("unroll(kUnroll)") for (int32 m = 0; m < arch::kDpasRows; ++m) {
       const int32 n = column + m < w.columns ? column + m : w.columns - 1;
       const uint16* row = w.matrix + n * w.stride;
       const auto at = [&](int32 position) {
@@ -110,7 +111,7 @@ template <class Config> struct XeNk {
     // Tokens as B operands: the lane's own row, clamped to the last one (its results are dropped).
     const uint16* row[kTokenBlocks];
     if constexpr (!kBlockTokens) {
-      _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i) {
+      _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
         int32 m = x.first + i * kSimd + arch::lane_id();
         m = m < x.count ? m : x.count - 1;
         if constexpr (Config::tokens == XeTokens::gather) m = x.pairs[m] / x.top_k;
@@ -132,18 +133,18 @@ template <class Config> struct XeNk {
       u32x8 tokens[kTokenBlocks][2];
       A a[2][kColumnBlocks][2];
       if constexpr (kBlockWeights) {
-        _Pragma("unroll") for (int32 q = 0; q < 2; ++q) {
-          _Pragma("unroll") for (int32 l = 0; l < kLoads; ++l) {
+        _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q) {
+          _Pragma("unroll(kUnroll)") for (int32 l = 0; l < kLoads; ++l) {
             uint16 values[2 * kLoadRows];
             arch::load(block[q], 0, l * kLoadRows, values);
-            _Pragma("unroll") for (int32 r = 0; r < kLoadRows; ++r)
-              _Pragma("unroll") for (int32 h = 0; h < 2; ++h)
+            _Pragma("unroll(kUnroll)") for (int32 r = 0; r < kLoadRows; ++r)
+              _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h)
                 a[q][(l * kLoadRows + r) / 8][h][r % 8] = values[h * kLoadRows + r];
           }
         }
       }
-      _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i) {
-        _Pragma("unroll") for (int32 h = 0; h < 2; ++h) {
+      _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
+        _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h) {
           if constexpr (kBlockTokens) tokens[i][h] = arch::load_transposed(token_block, 8 * h, 16 * i);
           else tokens[i][h] = arch::read_lane(row[i] + 16 * h);
         }
@@ -151,20 +152,20 @@ template <class Config> struct XeNk {
       prefetcher.step();
 
       if constexpr (kBlockWeights) {
-        _Pragma("unroll") for (int32 h = 0; h < 2; ++h)
-          _Pragma("unroll") for (int32 j = 0; j < kColumnBlocks; ++j)
-            _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i)
-              _Pragma("unroll") for (int32 q = 0; q < 2; ++q)
+        _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h)
+          _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j)
+            _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i)
+              _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
                 acc[index(q, j, i)] =
                     arch::dpas<kEmulated, kSimd, Config::dtype>(a[q][j][h], tokens[i][h], acc[index(q, j, i)]);
       } else {
         // Eight columns at a time, so that few A operands are alive at once.
-        _Pragma("unroll") for (int32 q = 0; q < 2; ++q)
-          _Pragma("unroll") for (int32 j = 0; j < kColumnBlocks; ++j) {
+        _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
+          _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) {
             const int32 column = w.column[q] + 8 * j;
             A low, high;
             if constexpr (Config::weights == XeWeights::row) {
-              _Pragma("unroll") for (int32 m = 0; m < arch::kDpasRows; ++m) {
+              _Pragma("unroll(kUnroll)") for (int32 m = 0; m < arch::kDpasRows; ++m) {
                 const int32 n = column + m < w.columns ? column + m : w.columns - 1;
                 const arch::u32x2 pair = arch::read_row<kEmulated, kSimd>(w.matrix + n * w.stride + k);
                 low[m] = pair[0];
@@ -174,7 +175,7 @@ template <class Config> struct XeNk {
               low = element_a(w, column, k);
               high = element_a(w, column, k + 16);
             }
-            _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i) {
+            _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
               f32x8& sum = acc[index(q, j, i)];
               sum = arch::dpas<kEmulated, kSimd, Config::dtype>(low, tokens[i][0], sum);
               sum = arch::dpas<kEmulated, kSimd, Config::dtype>(high, tokens[i][1], sum);
@@ -191,7 +192,7 @@ template <class Config> struct XeNk {
       if constexpr (kBlockTokens) {
         token_block.add_x(kStep / 2);
       } else {
-        _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i) row[i] += kStep;
+        _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) row[i] += kStep;
       }
       if constexpr (Config::split_barrier) arch::barrier_wait<kEmulated>();
     }

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: MIT
+"""Reports the machine code of every Xe kernel that the plan can choose, for every GPU of the table, without a GPU.
+
+Each kernel is compiled as at run time (SYCL to SPIR-V), then by ocloc for each GPU; the numbers are counted from the
+native assembly. "Main loop" is the innermost loop with dpas; a K step is 32 elements. Usage: tools/isa-report --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from jitmoe.compilers.base import CompileRequest
+from jitmoe.compilers.ocloc import Ocloc, find_ocloc
+from jitmoe.compilers.sycl_jit import SyclJit, find_sycl_jit
+from jitmoe.errors import CompileError
+from jitmoe.plan import xe
+from jitmoe.plan.architectures import ARCHITECTURES, offline_device
+from jitmoe.plan.xe_specs import XeGemm, XeSpec, XeVectorDown, XeVectorGateUp
+from jitmoe.problem import Activation, DType, Layout, MoEProblem
+from jitmoe.source import render
+
+# sycl-tla's example 12 (MoE grouped GEMM without activation), SG tile 32x64, K step 32, W [E][N][K] as here; counted
+# the same way from code that ocloc made of its sources with the fixes it needs on this route (docs/xe-kernels.md).
+ANCHORS = {
+    "bmg-g21": {"instructions": 84, "dpas": 32, "sycl_seconds": 26.0},
+    "pvc": {"instructions": 116, "dpas": 32, "sycl_seconds": 26.0},
+    "cri": {"instructions": 80, "dpas": 32, "sycl_seconds": 26.0},
+}
+
+_NOT_CODE = ("//", ".")
+_JUMP = re.compile(r"\b(?:jmpi|while|goto|brc|brd)\b.*?\b(\w+)\s*(?://.*|\{.*)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """The instructions of one loop."""
+
+    instructions: tuple[str, ...]
+
+    def count(self, pattern: str) -> int:
+        return sum(bool(re.search(pattern, line)) for line in self.instructions)
+
+    @property
+    def dpas(self) -> int:
+        return self.count(r"\bdpas\.")
+
+    @property
+    def prefetches(self) -> int:
+        return self.count(r"\bload\S* .*\)\s+null\b")
+
+    @property
+    def loads(self) -> int:
+        """Load messages with a result."""
+        return self.count(r"\bload\S* ") - self.prefetches
+
+    @property
+    def block2d_loads(self) -> int:
+        return self.count(r"\bload_block2d\S* (?!.*\)\s+null\b)")
+
+    @property
+    def barriers(self) -> int:
+        return self.count(r"\bsync\.bar\b")
+
+
+def parse_assembly(text: str) -> tuple[tuple[str, ...], Loop | None]:
+    """Returns all instructions of a kernel's assembly dump and its innermost loop with dpas (the shortest such)."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[Loop] = []
+    for raw in text.splitlines():
+        line = raw.strip()
+        label = re.match(r"^(\w+):", raw)
+        if label:
+            labels[label.group(1)] = len(instructions)
+        elif line and not line.startswith(_NOT_CODE):
+            instructions.append(line)
+            jump = _JUMP.search(line)
+            if jump and jump.group(1) in labels:
+                loop = Loop(tuple(instructions[labels[jump.group(1)] :]))
+                if loop.dpas:
+                    loops.append(loop)
+    main = min(loops, key=lambda loop: len(loop.instructions)) if loops else None
+    return tuple(instructions), main
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One kernel on one GPU."""
+
+    kernel: str
+    configuration: str
+    arch: str
+    grf: int
+    spill_bytes: int
+    instructions: int
+    loop_instructions: int | None
+    loop_dpas: int | None
+    loop_loads: int | None
+    loop_prefetches: int | None
+    loop_barriers: int | None
+    sycl_seconds: float
+    ocloc_seconds: float
+    objections: tuple[str, ...]
+
+    @property
+    def dpas_share(self) -> float | None:
+        if not self.loop_instructions or self.loop_dpas is None:
+            return None
+        return self.loop_dpas / self.loop_instructions
+
+
+def describe(spec: XeSpec) -> str:
+    """Returns the part of a spec that tells kernels of one family apart, in a few words."""
+    if isinstance(spec, XeGemm):
+        tile = f"{spec.tile_rows}x({spec.tile_columns}+{spec.tile_columns})"
+        groups = f"{spec.sub_groups_m}x{spec.sub_groups_n}x{spec.k_slices}"
+        operands = f"{spec.layout.value} {spec.weights.value}/{spec.tokens.value}"
+        extra = f" {spec.activation.value}" if hasattr(spec, "activation") else ""
+        return f"{tile} {groups} {operands} {spec.dtype.value}{extra}"
+    if isinstance(spec, (XeVectorGateUp, XeVectorDown)):
+        return f"{spec.tile_rows} rows {spec.layout.value}{' wide' if spec.wide else ''} {spec.dtype.value}"
+    return " ".join(str(getattr(value, "value", value)) for _, value in spec.constants())
+
+
+def measure(spec: XeSpec, arch: str, spirv: bytes, sycl_seconds: float, ocloc: Ocloc) -> Row:
+    """Returns the row of ``spec``'s image on ``arch``."""
+    native = ocloc.compile(spirv, kernel=spec.entry_name, arch=arch, large_grf=spec.large_grf, assembly=True)
+    instructions, loop = parse_assembly(native.assembly)
+    return Row(
+        kernel=spec.KERNEL,
+        configuration=describe(spec),
+        arch=arch,
+        grf=int(native.facts.get("grf_count", "0")),
+        spill_bytes=native.spill_bytes,
+        instructions=len(instructions),
+        loop_instructions=len(loop.instructions) if loop else None,
+        loop_dpas=loop.dpas if loop else None,
+        loop_loads=loop.loads if loop else None,
+        loop_prefetches=loop.prefetches if loop else None,
+        loop_barriers=loop.barriers if loop else None,
+        sycl_seconds=round(sycl_seconds, 3),
+        ocloc_seconds=round(native.seconds, 3),
+        objections=native.objections,
+    )
+
+
+def representative_problems(arch: str) -> Iterator[MoEProblem]:
+    """Yields problems whose plans on ``arch`` hold every kernel and tile configuration that the plan can choose."""
+    tokens = {"decode": 1, "middle": 512, "prefill": 8192}
+    shapes = {"aligned": (2048, 768), "K tail": (2056, 776), "odd": (2049, 769)}
+    for layout in Layout:
+        for hidden_size, intermediate_size in shapes.values():
+            for num_tokens in tokens.values():
+                for dtype in (DType.BF16, DType.FP16, DType.FP32):
+                    for activation in Activation:
+                        yield problem(
+                            num_tokens=num_tokens,
+                            hidden_size=hidden_size,
+                            intermediate_size=intermediate_size,
+                            dtype=dtype,
+                            activation=activation,
+                            layout=layout,
+                        )
+
+
+def problem(
+    *,
+    num_tokens: int,
+    hidden_size: int,
+    intermediate_size: int,
+    dtype: DType = DType.BF16,
+    activation: Activation = Activation.SILU,
+    layout: Layout = Layout.NK,
+    num_experts: int = 128,
+    top_k: int = 8,
+) -> MoEProblem:
+    """Returns a problem with densely packed tensors."""
+    return MoEProblem(
+        num_tokens=num_tokens,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_experts=num_experts,
+        top_k=top_k,
+        dtype=dtype,
+        activation=activation,
+        topk_ids_dtype=DType.INT64,
+        topk_weights_dtype=DType.FP32,
+        w1_layout=layout,
+        w2_layout=layout,
+        num_global_experts=None,
+        x_row_stride=hidden_size,
+        out_row_stride=hidden_size,
+        w1_expert_stride=2 * intermediate_size * hidden_size,
+        w1_stride=hidden_size if layout is Layout.NK else 2 * intermediate_size,
+        w2_expert_stride=intermediate_size * hidden_size,
+        w2_stride=intermediate_size if layout is Layout.NK else hidden_size,
+        topk_ids_row_stride=top_k,
+        topk_weights_row_stride=top_k,
+        base_alignment=64,
+    )
+
+
+def specs_for(arch: str, problems: Iterable[MoEProblem]) -> list[XeSpec]:
+    """Returns the distinct kernels of the plans for ``problems`` on ``arch``."""
+    device = offline_device(arch)
+    found: dict[XeSpec, None] = {}
+    for one in problems:
+        choice = xe.choose(one, device, configs=())
+        for spec in xe.launches(one, device, choice).specs:
+            if not isinstance(spec, XeSpec):
+                raise TypeError(f"{spec} is no Xe kernel")
+            found[spec] = None
+    return list(found)
+
+
+def report(arches: Iterable[str], sycl: SyclJit, ocloc: Ocloc, *, jobs: int, dtypes: set[str]) -> list[Row]:
+    """Returns a row per kernel and GPU, compiling in ``jobs`` processes at once; progress goes to stderr."""
+    users: dict[XeSpec, list[str]] = {}
+    for arch in arches:
+        problems = [p for p in representative_problems(arch) if p.dtype.value in dtypes]
+        for spec in specs_for(arch, problems):
+            users.setdefault(spec, []).append(arch)
+    total, done = sum(map(len, users.values())), 0
+    rows: list[Row] = []
+
+    def work(spec: XeSpec) -> list[Row]:
+        request = CompileRequest(
+            kernel=spec.entry_name, spec=str(spec), source=render(spec), arch="", large_grf=spec.large_grf
+        )
+        image = sycl.compile(request, build_key="", timeout_s=300)
+        return [measure(spec, arch, image.image, image.seconds, ocloc) for arch in users[spec]]
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for result in pool.map(work, users):
+            rows += result
+            done += len(result)
+            print(f"\r{done}/{total} kernels", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return rows
+
+
+def as_table(rows: Iterable[Row]) -> str:
+    """Returns rows as a Markdown table."""
+    titles = ["kernel", "configuration", "GPU", "GRF", "spill B", "instr", "loop", "dpas", "share", "ld", "pf", "bar"]
+    titles += ["SYCL s", "ocloc s"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in rows:
+        numbers = [row.loop_instructions, row.loop_dpas, row.loop_loads, row.loop_prefetches, row.loop_barriers]
+        loop, dpas, loads, prefetches, barriers = ("-" if number is None else str(number) for number in numbers)
+        share = "-" if row.dpas_share is None else f"{row.dpas_share:.3f}"
+        lines.append(
+            f"| {row.kernel} | {row.configuration} | {row.arch} | {row.grf} | {row.spill_bytes} | {row.instructions} "
+            f"| {loop} | {dpas} | {share} | {loads} | {prefetches} | {barriers} "
+            f"| {row.sycl_seconds:.2f} | {row.ocloc_seconds:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def as_document(rows: list[Row], sycl: SyclJit, ocloc: Ocloc) -> str:
+    """Returns the report as a Markdown document."""
+    bad = [row for row in rows if row.objections]
+    slowest = max(rows, key=lambda row: row.sycl_seconds)
+    gpus = sorted({row.arch for row in rows})
+    anchors = "\n".join(
+        f"| sycl-tla example 12 | 32x64, W [E][N][K] | {arch} | {a['instructions']} | {a['dpas']} "
+        f"| {a['dpas'] / a['instructions']:.3f} | {a['sycl_seconds']:.0f} |"
+        for arch, a in ANCHORS.items()
+    )
+    main = [
+        row
+        for row in rows
+        if row.arch in ANCHORS
+        and row.configuration.startswith("32x(32+32) 4x4x1 nk block2d")
+        and "bf16" in row.configuration
+    ]
+    ours = "\n".join(
+        f"| {row.kernel} | {row.configuration} | {row.arch} | {row.loop_instructions} | {row.loop_dpas} "
+        f"| {row.dpas_share:.3f} | {row.sycl_seconds:.2f} |"
+        for row in main
+    )
+    problems = "none" if not bad else "\n".join(f"- {r.kernel} {r.configuration} {r.arch}: {r.objections}" for r in bad)
+    return f"""\
+# Machine code of the Xe kernels
+
+Written by `tools/isa-report --output docs/isa-report.md`; do not edit. Compilers: intel-sycl-rt {sycl.version},
+ocloc {ocloc.version}. No GPU took part: these are counts of native instructions, not run times.
+
+{len(rows)} compilations of {len({(r.kernel, r.configuration) for r in rows})} kernels for {", ".join(gpus)}.
+Spilled bytes in total: {sum(row.spill_bytes for row in rows)}. Slowest SYCL compilation: {slowest.sycl_seconds:.2f} s
+({slowest.kernel} {slowest.configuration}; several at once on this machine).
+Objections (spills, private memory, stack calls, retried compilations): {problems}.
+
+Columns: configuration = tokens x (columns + columns) per sub-group, sub-groups along M x N x K slices, weight layout,
+how weights / tokens are read; loop = instructions of the innermost loop with dpas, for one K step of 32; share = dpas
+per instruction; ld, pf = load and prefetch messages; bar = barrier waits; SYCL s, ocloc s = compile times.
+
+## Prefill tile beside sycl-tla's MoE GEMM
+
+The anchor is a plain grouped GEMM (no gate/up fusion, no gather, no activation) of the same sub-group tile.
+
+| kernel | configuration | GPU | loop | dpas | share | SYCL s |
+|---|---|---|---|---|---|---|
+{anchors}
+{ours}
+
+## All kernels
+
+{as_table(rows)}
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", action="append", metavar="GPU", help="only this GPU (may be repeated)")
+    parser.add_argument("--dtype", action="append", choices=["bf16", "fp16", "fp32"], help="only this dtype")
+    parser.add_argument("--output", type=Path, help="write a Markdown document here instead of a table to stdout")
+    parser.add_argument("--json", type=Path, help="also write the rows as JSON")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at once")
+    arguments = parser.parse_args()
+    unknown = [arch for arch in arguments.device or () if arch not in ARCHITECTURES]
+    if unknown:
+        parser.error(f"unknown GPU {', '.join(unknown)}; known: {', '.join(ARCHITECTURES)}")
+    sycl, sycl_words = find_sycl_jit()
+    ocloc, ocloc_words = find_ocloc()
+    if sycl is None or ocloc is None:
+        print("\n".join(words for found, words in ((sycl, sycl_words), (ocloc, ocloc_words)) if found is None))
+        return 1
+    try:
+        rows = report(
+            arguments.device or ARCHITECTURES,
+            sycl,
+            ocloc,
+            jobs=arguments.jobs,
+            dtypes=set(arguments.dtype or ("bf16", "fp16", "fp32")),
+        )
+    except CompileError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        arguments.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    if arguments.output:
+        arguments.output.write_text(as_document(rows, sycl, ocloc))
+    else:
+        print(as_table(rows))
+    return 1 if any(row.objections for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
