@@ -243,7 +243,12 @@ class Pipeline:
             elif ArtifactKind.SPIRV.value in entry.files:
                 image = entry.files[ArtifactKind.SPIRV.value]
                 kernel = loader.load_spirv(
-                    spec.entry_name, image, len(spec.ARGUMENTS), stream, large_grf=spec.large_grf
+                    spec.entry_name,
+                    image,
+                    len(spec.ARGUMENTS),
+                    stream,
+                    large_grf=spec.large_grf,
+                    is_vectorized=spec.WORK_GROUP_SIZE == 1,
                 )
             else:
                 raise LoadError(kernel=spec.entry_name, reason=f"entry {entry.origin} holds {sorted(entry.files)}")

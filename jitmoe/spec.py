@@ -54,7 +54,7 @@ class KernelSpec:
     ARGUMENTS: ClassVar[tuple[Argument, ...]]
     DIMENSIONS: ClassVar[int] = 1  # of the nd_range
     SUB_GROUP_SIZE: ClassVar[int] = 0  # 0: the compiler's choice
-    WORK_GROUP_SIZE: ClassVar[int] = 0  # 0: given at launch; 1: one work-item per work-group (CPU kernels)
+    WORK_GROUP_SIZE: ClassVar[int] = 0  # 0: given at launch; 1: explicit vectors in single work-items (CPU)
 
     def constants(self) -> Iterator[tuple[str, bool | int | Enum]]:
         """Yields (name, value) of each ``Config`` member in declaration order."""

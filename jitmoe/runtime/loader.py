@@ -13,10 +13,9 @@ from pathlib import Path
 
 from jitmoe.device import DeviceKind
 from jitmoe.errors import LoadError
-from jitmoe.runtime import sycl
+from jitmoe.runtime import spirv, sycl
 from jitmoe.runtime.stream import Stream
 
-SPIRV_MAGIC = (0x07230203).to_bytes(4, "little")
 ABI_VERSION = 1  # of the functions that shared libraries export; JITMOE_ABI_VERSION in host/shared_library.hpp
 ERROR_TEXT_BYTES = 1024
 
@@ -29,17 +28,27 @@ class Kernel:
     handle: int  # sycl::kernel*
 
 
-def load_spirv(name: str, image: bytes, num_arguments: int, stream: Stream, *, large_grf: bool) -> Kernel:
+def load_spirv(
+    name: str, image: bytes, num_arguments: int, stream: Stream, *, large_grf: bool = False, is_vectorized: bool = False
+) -> Kernel:
     """Builds a SPIR-V image for the stream's device. The caller has verified the image's digest.
+
+    Args:
+        large_grf: build for 256-GRF mode (GPUs).
+        is_vectorized: the kernel uses explicit vectors in work-groups of one work-item (CPUs).
 
     Raises:
         LoadError: the runtime refuses the image or does not find the kernel. (A truncated image would end the
             process instead, which is why nothing unverified may come here.)
     """
     library = sycl.library()
-    if image[:4] != SPIRV_MAGIC or len(image) % 4:
-        raise LoadError(kernel=name, reason="the image is no SPIR-V module")
-    # The property in the source would become a build option that the CPU device rejects; see FINDINGS in docs.
+    try:
+        hinted = spirv.with_vector_hint(image)
+    except ValueError as error:
+        raise LoadError(kernel=name, reason=str(error)) from error
+    if is_vectorized and stream.device.kind is DeviceKind.CPU:
+        image = hinted
+    # The property in the source would become a build option that the CPU device rejects.
     options = b"-ze-opt-large-register-file" if large_grf and stream.device.kind is DeviceKind.GPU else b""
     bundle = library.DPCTLKernelBundle_CreateFromSpirv(
         stream.context_ref, stream.device_ref, image, len(image), options

@@ -71,6 +71,9 @@ template <DType dtype> inline element_t<dtype> from_float(float value) {
   else return element_t<dtype>(value);
 }
 
+// A compile-time number as a function argument.
+template <int number> struct Int { static constexpr int value = number; };
+
 constexpr int64 ceil_div(int64 a, int64 b) { return (a + b - 1) / b; }
 constexpr int64 align_up(int64 a, int64 b) { return ceil_div(a, b) * b; }
 

@@ -9,8 +9,9 @@
 // | expert_map     | [global experts] | int32         | read if has_expert_map, caller's
 // | expert_offsets | [E + 1]          | int32         | workspace; exclusive prefix sums of pairs per expert
 // | sorted_pairs   | [M * k]          | int32         | workspace; pairs by expert, ascending within one expert
-// | blocks         | [max_blocks][4]  | int32         | workspace; {expert, first, count, 0}: at most block_rows
-// |                |                  |               | consecutive sorted pairs of one expert
+// | blocks         | [max_blocks][4]  | int32         | workspace; {expert, first, count, slot}: at most block_rows
+// |                |                  |               | consecutive sorted pairs of one expert; slot is the sum of all
+// |                |                  |               | counts before it, each rounded up to slot_granule
 // | num_blocks     | [1]              | int32         | workspace; <= min(E, M * k) + M * k / block_rows
 //
 // nd_range: 1 work-group of 1 work-item. Scratch: expert_offsets doubles as histogram and cursor.
@@ -34,6 +35,7 @@ struct RouteArgs {
   int32 num_global_experts;
   int64 topk_ids_row_stride;
   int32 block_rows;
+  int32 slot_granule;
 };
 
 // The local expert of an id, or -1.
@@ -58,7 +60,7 @@ template <class Config> inline void route_serial(const RouteArgs& args) {
       if (e >= 0) ++offsets[e + 1];
     }
 
-  int32 num_blocks = 0;
+  int32 num_blocks = 0, slot = 0;
   for (int32 e = 0; e < args.num_experts; ++e) {
     const int32 first = offsets[e], count = offsets[e + 1];
     offsets[e + 1] += first;
@@ -67,7 +69,8 @@ template <class Config> inline void route_serial(const RouteArgs& args) {
       blocks[4 * num_blocks + 0] = e;
       blocks[4 * num_blocks + 1] = first + done;
       blocks[4 * num_blocks + 2] = left < args.block_rows ? left : args.block_rows;
-      blocks[4 * num_blocks + 3] = 0;
+      blocks[4 * num_blocks + 3] = slot;
+      slot += int32(align_up(blocks[4 * num_blocks + 2], args.slot_granule));
     }
   }
   *static_cast<int32*>(args.num_blocks) = num_blocks;

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+// Second GEMM of the MoE layer with routing weights and the sum over experts, on CPUs:
+//
+//   out[t][h] = round(sum over pairs p of token t, by expert: topk_weights[p] * sum_i inter[p][i] * w2[e(p)][h][i])
+//
+// A work-item owns a range of columns h for all tokens and walks over all blocks in the routing table's order. So it
+// alone writes its columns: no atomics, no second pass, the same order of summation every time, and every work-item
+// does the same work however unevenly experts are loaded.
+//
+// | tensor        | shape           | dtype             | layout, owner
+// | inter         | [slots][I]      | units             | workspace, layout of cpu/block.hpp
+// | w2            | [E][H][I]       | dtype             | expert stride, w2_stride between rows (nk) or columns (kn)
+// | topk_weights  | [M][k]          | weights_dtype     | row stride topk_weights_row_stride; caller's
+// | sorted_pairs, blocks, num_blocks                    | workspace, from route_serial
+// | sums          | [ranges][M][h_block] | fp32         | workspace, a work-item's own columns
+// | out           | [M][H]          | dtype             | row stride out_row_stride; caller's, may be hidden_states
+//
+// nd_range: (ranges of h_block columns), work-groups of 1 work-item. Local memory: one result tile, staged weights.
+// Numerics: fp32 accumulation; routing weight applied in fp32; rounded once to dtype.
+#pragma once
+
+#include <jitmoe/cpu/block.hpp>
+#include <jitmoe/cpu/scratch.hpp>
+#include <jitmoe/entry.hpp>
+
+namespace jitmoe::kernel {
+
+struct CpuDownArgs {
+  const void* inter;
+  const void* w2;
+  const void* topk_weights;
+  const void* sorted_pairs;
+  const void* blocks;
+  const void* num_blocks;
+  void* sums;
+  void* out;
+  int32 num_tokens;
+  int32 top_k;
+  int32 hidden_size;
+  int32 intermediate_size;
+  int32 h_block;  // columns of one range: a multiple of 16, at most kMaxColumns
+  int64 w2_expert_stride;
+  int64 w2_stride;
+  int64 topk_weights_row_stride;
+  int64 out_row_stride;
+};
+
+namespace down {
+
+using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
+
+constexpr int kMaxColumns = 192;  // plan/cpu.py names the same number
+constexpr int kPanelUnits = 512;  // units of K between two visits of the result tile
+
+struct Scratch {
+  float tile[kMaxColumns * kMaxBlockTokens];
+  uint32 staged[8 * kPanelUnits];
+};
+
+// sums[t] += weight[t] * tile[.][t] for one block in the lanes form: tile [columns][padded], transposed in registers.
+template <class S>
+inline void add_transposed(const float* tile, int padded, int columns, const int32* tokens, const float* weights,
+                           int num_tokens, float* sums, int h_block) {
+  for (int t0 = 0; t0 < num_tokens; t0 += S::lanes)
+    for (int n0 = 0; n0 < columns; n0 += S::lanes) {
+      typename S::units square[S::lanes];
+#pragma unroll
+      for (int n = 0; n < S::lanes; ++n)
+        square[n] = n0 + n < columns ? load<typename S::units>(tile + (n0 + n) * padded + t0) : typename S::units(0u);
+      transpose<S::lanes>(square);
+#pragma unroll
+      for (int t = 0; t < S::lanes; ++t)
+        if (t0 + t < num_tokens) {
+          float* sum = sums + int64(tokens[t0 + t]) * h_block + n0;
+          store(sum, multiply_add<S::isa, S::lanes>(bit_cast<typename S::floats>(square[t]),
+                                                    typename S::floats(weights[t0 + t]),
+                                                    load<typename S::floats>(sum)));
+        }
+    }
+}
+
+}  // namespace down
+
+template <class Config> inline void cpu_down(const CpuDownArgs& args) {
+  using namespace down;
+  using S = Simd<Config::isa, Config::dtype>;
+  using A = InterSimd<Config::isa, Config::dtype>;
+  using element = typename S::element;
+  auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
+
+  // Indices.
+  const int32 range = int32(nd_item<1>().get_group(0));
+  const int32 h0 = range * args.h_block;
+  const int32 left = args.hidden_size - h0;
+  const int32 columns = left < args.h_block ? left : args.h_block;
+  const int64 inner = args.intermediate_size;
+  const int64 inter_units = ceil_div(inner, S::k_per_unit);
+
+  // Tensors.
+  const auto* topk_weights = static_cast<const element_t<Config::weights_dtype>*>(args.topk_weights);
+  auto* sums = static_cast<float*>(args.sums) + int64(range) * args.num_tokens * args.h_block;
+  const int64 num_sums = int64(args.num_tokens) * args.h_block;  // a multiple of 16
+  for (int64 i = 0; i < num_sums; i += S::lanes) store(sums + i, typename S::floats(0.0f));
+
+  const int32 num_blocks = *static_cast<const int32*>(args.num_blocks);
+  for (int32 block_idx = 0; block_idx < num_blocks; ++block_idx) {
+    const Block block = block_at(args.blocks, block_idx);
+    const auto* pairs = static_cast<const int32*>(args.sorted_pairs) + block.first;
+    const auto* inter = static_cast<const uint32*>(args.inter) + block.slot * inter_units;
+    const auto* w = static_cast<const element*>(args.w2) + block.expert * args.w2_expert_stride +
+                    h0 * (Config::w2_layout == Layout::nk ? args.w2_stride : 1);
+    int32 tokens[kMaxBlockTokens];
+    float weights[kMaxBlockTokens];
+    for (int t = 0; t < block.tokens; ++t) {
+      tokens[t] = pairs[t] / args.top_k;
+      weights[t] = to_float<Config::weights_dtype>(
+          topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
+    }
+
+    if (inter_is_panel<Config::w2_layout>(block.tokens)) {
+      const int padded = padded_tokens<S>(block.tokens);
+      for (int64 u0 = 0; u0 < inter_units; u0 += kPanelUnits) {
+        const int64 units = inter_units - u0 < kPanelUnits ? inter_units - u0 : kPanelUnits;
+        lanes_form<S>(w, args.w2_stride, columns, inter + u0 * padded, padded, inner, u0, units, s->tile, padded,
+                      s->staged);
+      }
+      add_transposed<S>(s->tile, padded, columns, tokens, weights, block.tokens, sums, args.h_block);
+    } else {
+      const typename A::element* rows[kMaxBlockTokens];
+      for (int t = 0; t < block.tokens; ++t)
+        rows[t] = reinterpret_cast<const typename A::element*>(inter + t * inter_units);
+      if constexpr (Config::w2_layout == Layout::nk)
+        rows_form<S, A>(w, args.w2_stride, columns, rows, block.tokens, inner, s->tile, args.h_block);
+      else
+        columns_form<S, A>(w, args.w2_stride, columns, rows, block.tokens, inner, s->tile, args.h_block);
+      for (int t = 0; t < block.tokens; ++t) {
+        float* sum = sums + int64(tokens[t]) * args.h_block;
+        for (int n = 0; n < columns; ++n) sum[n] += weights[t] * s->tile[t * args.h_block + n];
+      }
+    }
+  }
+
+  // Store.
+  auto* out = static_cast<element*>(args.out) + h0;
+  for (int64 t = 0; t < args.num_tokens; ++t) {
+    const float* sum = sums + t * args.h_block;
+    element* row = out + t * args.out_row_stride;
+    int n = 0;
+    for (; n + S::lanes <= columns; n += S::lanes)
+      store_floats<Config::dtype, S::lanes>(row + n, load<typename S::floats>(sum + n));
+    for (; n < columns; ++n) row[n] = from_float<Config::dtype>(sum[n]);
+  }
+}
+
+}  // namespace jitmoe::kernel
