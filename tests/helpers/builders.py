@@ -106,6 +106,8 @@ def perturbed(spec: KernelSpec) -> list[KernelSpec]:
         elif isinstance(value, Enum):
             members = list(type(value))
             other = members[(members.index(value) + 1) % len(members)]
+        elif spec_field.name == "simd":
+            other = 24 - value  # 8 or 16
         else:
             other = value + 1
         changed.append(dataclasses.replace(spec, **{spec_field.name: other}))

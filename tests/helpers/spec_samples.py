@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""The kernel specs that the planners really ask for, over a spread of problems and devices."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Iterator
+
+from jitmoe.device import CpuIsa, Device
+from jitmoe.plan import planner_for
+from jitmoe.problem import Activation, DType, Layout, MoEProblem
+from jitmoe.spec import KernelSpec
+
+from helpers.builders import cpu_device, gpu_device, moe_problem
+
+GPU_ARCHS = ("bmg-g21", "pvc", "dg2", "mtl")
+
+
+def problems() -> Iterator[MoEProblem]:
+    """Yields problems that differ in everything a spec may depend on, one thing at a time plus some pairs."""
+    yield moe_problem()
+    for dtype, layout in itertools.product((DType.BF16, DType.FP16, DType.FP32), Layout):
+        yield moe_problem(dtype=dtype, w1_layout=layout, w2_layout=layout, base_alignment=64)
+        yield moe_problem(dtype=dtype, w1_layout=layout, base_alignment=64)
+    for activation in Activation:
+        yield moe_problem(activation=activation, base_alignment=64)
+    for weights_dtype in (DType.BF16, DType.FP16, DType.FP32, DType.FP64):
+        yield moe_problem(topk_weights_dtype=weights_dtype)
+    for ids_dtype, num_global in itertools.product((DType.INT32, DType.INT64), (None, 8)):
+        yield moe_problem(topk_ids_dtype=ids_dtype, num_global_experts=num_global)
+    for num_tokens in (1, 16, 64, 257, 40000):
+        yield moe_problem(num_tokens=num_tokens, hidden_size=128, intermediate_size=96, base_alignment=64)
+    for hidden, intermediate in ((1, 1), (63, 33), (70, 34), (2048, 768)):
+        for layout in Layout:
+            yield moe_problem(
+                hidden_size=hidden,
+                intermediate_size=intermediate,
+                w1_layout=layout,
+                w2_layout=layout,
+                num_tokens=33,
+                base_alignment=64,
+            )
+
+
+def specs_of(device: Device) -> tuple[KernelSpec, ...]:
+    """Returns the distinct specs that the device's planner asks for."""
+    planner = planner_for(device)
+    found: dict[KernelSpec, None] = {}
+    for problem in problems():
+        found.update(dict.fromkeys(planner.launches(problem, device, planner.choose(problem, device)).specs))
+    return tuple(found)
+
+
+def devices() -> list[Device]:
+    """Returns a CPU of each instruction set and the GPUs, for the planners that exist."""
+    there = []
+    if importlib.util.find_spec("jitmoe.plan.cpu") is not None:
+        there += [cpu_device(cpu_isa=isa) for isa in CpuIsa]
+    if importlib.util.find_spec("jitmoe.plan.xe") is not None:
+        there += [gpu_device(arch) for arch in GPU_ARCHS]
+    return there
+
+
+def all_specs() -> tuple[KernelSpec, ...]:
+    return tuple(dict.fromkeys(spec for device in devices() for spec in specs_of(device)))

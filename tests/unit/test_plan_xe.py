@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: MIT
+"""The plan for Intel GPUs as a pure function: operand classes, tiles, limits, grids, tuned rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jitmoe.device import Device
+from jitmoe.errors import ArgumentError, UnsupportedProblemError
+from jitmoe.plan import tuned, xe
+from jitmoe.plan.architectures import ARCHITECTURES, architecture, offline_device
+from jitmoe.plan.xe_specs import (
+    XeCombine,
+    XeDown,
+    XeGateUp,
+    XeGemm,
+    XeTokens,
+    XeVectorGateUp,
+    XeWeights,
+)
+from jitmoe.problem import Activation, DType, Layout, MoEProblem
+from jitmoe.source import INCLUDE_DIR, render
+
+BMG = offline_device("bmg-g21")
+
+
+def problem(m: int = 1, h: int = 2048, i: int = 768, e: int = 128, k: int = 8, **changes: Any) -> MoEProblem:
+    layout = changes.get("w1_layout", Layout.NK)
+    values: dict[str, Any] = {
+        "num_tokens": m,
+        "hidden_size": h,
+        "intermediate_size": i,
+        "num_experts": e,
+        "top_k": k,
+        "dtype": DType.BF16,
+        "activation": Activation.SILU,
+        "topk_ids_dtype": DType.INT64,
+        "topk_weights_dtype": DType.FP32,
+        "w1_layout": layout,
+        "w2_layout": layout,
+        "num_global_experts": None,
+        "x_row_stride": h,
+        "out_row_stride": h,
+        "w1_expert_stride": 2 * i * h,
+        "w1_stride": h if layout is Layout.NK else 2 * i,
+        "w2_expert_stride": i * h,
+        "w2_stride": i if layout is Layout.NK else h,
+        "topk_ids_row_stride": k,
+        "topk_weights_row_stride": k,
+        "base_alignment": 64,
+    }
+    return MoEProblem(**{**values, **changes})
+
+
+def gemm(one: MoEProblem, device: Device = BMG, **options: Any) -> XeGateUp:
+    choice = xe.choose(one, device, **{"configs": (), **options})
+    assert isinstance(choice.gate_up, XeGateUp)
+    return choice.gate_up
+
+
+@pytest.mark.parametrize(
+    ("m", "rows", "slices", "large"),
+    [(1, 16, 8, False), (64, 16, 8, False), (128, 16, 8, False), (129, 32, 1, False), (512, 32, 1, False)]
+    + [(513, 128, 1, True), (8192, 128, 1, True)],
+)
+def test_tile_follows_the_mean_rows_per_expert(m: int, rows: int, slices: int, large: bool) -> None:
+    spec = gemm(problem(m=m))
+    assert (spec.block_rows, spec.k_slices, spec.large_grf) == (rows, slices, large)
+
+
+def test_few_active_experts_count_alone() -> None:
+    assert gemm(problem(m=4, k=1, e=128)).block_rows == 16  # four pairs, at most four experts: one row each
+    assert gemm(problem(m=4096, k=1, e=1)).block_rows == 128
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, XeWeights.BLOCK2D),
+        ({"base_alignment": 32}, XeWeights.ELEMENT),
+        ({"w1_stride": 2052}, XeWeights.ELEMENT),  # pitch 4104 B, not a multiple of 16
+        ({"w1_stride": 2056, "w1_expert_stride": 2056 * 1536}, XeWeights.BLOCK2D),
+        ({"w1_expert_stride": 2 * 768 * 2048 + 8}, XeWeights.ELEMENT),
+        ({"h": 2049, "w1_stride": 2056, "w1_expert_stride": 2056 * 1536}, XeWeights.ELEMENT),  # odd row width
+        ({"h": 30, "w1_stride": 32, "w1_expert_stride": 32 * 1536}, XeWeights.ELEMENT),  # narrower than 64 B
+        ({"w1_layout": Layout.KN}, XeWeights.BLOCK2D),
+        ({"w1_layout": Layout.KN, "i": 769, "w1_stride": 1544, "w1_expert_stride": 1544 * 2048}, XeWeights.ELEMENT),
+    ],
+)
+def test_weights_class(changes: dict[str, Any], expected: XeWeights) -> None:
+    assert xe.weights_class(problem(**changes), architecture("bmg-g21"), "w1")[0] is expected
+
+
+def test_weights_class_of_dg2() -> None:
+    dg2 = architecture("dg2")
+    assert xe.weights_class(problem(), dg2, "w1")[0] is XeWeights.ROW
+    assert xe.weights_class(problem(), dg2, "w2")[0] is XeWeights.ROW
+    assert xe.weights_class(problem(i=776), dg2, "w2")[0] is XeWeights.ELEMENT
+    assert xe.weights_class(problem(w1_layout=Layout.KN), dg2, "w1")[0] is XeWeights.ELEMENT
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, XeTokens.GATHER),
+        ({"h": 2056}, XeTokens.BLOCK2D),
+        ({"x_row_stride": 2049}, XeTokens.BLOCK2D),
+        ({"base_alignment": 2}, XeTokens.BLOCK2D),
+        ({"w1_layout": Layout.KN}, XeTokens.BLOCK2D),
+    ],
+)
+def test_tokens_are_packed_only_where_they_cannot_be_gathered(changes: dict[str, Any], expected: XeTokens) -> None:
+    one = problem(**changes)
+    choice = xe.choose(one, BMG, configs=())
+    assert isinstance(choice.gate_up, XeGateUp)
+    assert choice.gate_up.tokens is expected
+    assert (choice.pack is None) == (expected is XeTokens.GATHER)
+    names = {buffer.name: buffer.num_bytes for buffer in xe.launches(one, BMG, choice).buffers}
+    assert (names["packed_x"] > 0) == (choice.pack is not None)
+
+
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, "unknown"])
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.FP16, DType.FP32])
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("m", [1, 300, 5000])
+def test_nothing_is_refused_and_no_limit_is_broken(arch: str, dtype: DType, layout: Layout, m: int) -> None:
+    device = dataclasses.replace(offline_device("mtl"), arch=arch) if arch == "unknown" else offline_device(arch)
+    one = problem(m=m, dtype=dtype, w1_layout=layout)
+    choice = xe.choose(one, device, configs=())
+    plan = xe.launches(one, device, choice)
+    assert isinstance(choice.gate_up, XeGemm) == (architecture(arch).has_dpas and dtype is not DType.FP32)
+    for launch in plan.launches:
+        assert launch.local_size[0] <= device.max_work_group_size
+        assert launch.global_size[0] % launch.local_size[0] == 0
+        assert set(launch.scalars) == {a.name for a in launch.spec.ARGUMENTS if not a.is_pointer}
+        if isinstance(launch.spec, XeGemm):
+            assert launch.spec.local_mem_bytes <= device.local_mem_bytes
+            assert not xe.tile_objections(launch.spec, device, architecture(arch))
+            assert render(launch.spec).count("JITMOE_SUB_GROUP_SIZE") == 1
+    pointers = {a.name for spec in plan.specs for a in spec.ARGUMENTS if a.is_pointer}
+    tensors = {"hidden_states", "w1", "w2", "topk_weights", "topk_ids", "expert_map", "out"}
+    assert pointers - tensors <= {buffer.name for buffer in plan.buffers}
+
+
+def test_a_device_with_little_slm_and_small_work_groups_gets_a_smaller_tile() -> None:
+    device = dataclasses.replace(BMG, max_work_group_size=128, local_mem_bytes=8 << 10)
+    choice = xe.choose(problem(m=8192), device, configs=())
+    assert isinstance(choice.gate_up, XeGateUp)
+    assert choice.gate_up.local_size == 128
+    text = "\n".join(choice.reasons)
+    assert "tile prefill rejected: 256 work-items exceed the device's 128" in text
+    assert "tile decode rejected: 28672 B of SLM exceed the device's 8192" in text
+
+
+def test_no_fitting_tile_is_an_error_with_all_reasons() -> None:
+    device = dataclasses.replace(BMG, max_work_group_size=32)
+    with pytest.raises(UnsupportedProblemError) as caught:
+        xe.choose(problem(), device, configs=())
+    assert all(name in str(caught.value) for name in ("decode", "middle", "prefill"))
+
+
+def test_sizes_beyond_the_counters_are_refused_with_numbers() -> None:
+    with pytest.raises(UnsupportedProblemError, match=str(2**31)):
+        xe.choose(problem(m=2**28, k=8), BMG, configs=())
+
+
+def test_specs_do_not_depend_on_m_e_and_k_within_a_tile() -> None:
+    def specs(**sizes: int) -> tuple[Any, ...]:
+        one = problem(**sizes)
+        return xe.launches(one, BMG, xe.choose(one, BMG, configs=())).specs
+
+    assert specs(m=1) == specs(m=64) == specs(m=3, e=60, k=4) == specs(m=2, h=4096, i=1536)
+
+
+def test_wide_outputs_are_chunked_to_bound_the_workspace() -> None:
+    one = problem(m=16384, h=7168, i=2048, e=256)
+    plan = xe.launches(one, BMG, xe.choose(one, BMG, configs=()))
+    partial = next(buffer for buffer in plan.buffers if buffer.name == "partial")
+    assert partial.num_bytes <= xe.PARTIAL_BYTES
+    combines = [launch for launch in plan.launches if isinstance(launch.spec, XeCombine)]
+    columns = [(launch.scalars["first_column"], launch.scalars["num_columns"]) for launch in combines]
+    assert columns[0][0] == 0
+    assert all(a + n == b for (a, n), (b, _) in zip(columns, columns[1:], strict=False))
+    assert sum(columns[-1]) == 7168
+    assert len([launch for launch in plan.launches if isinstance(launch.spec, XeDown)]) == len(combines)
+
+
+def test_grid_fills_the_device_but_not_more() -> None:
+    def groups(m: int, device: Device) -> int:
+        one = problem(m=m)
+        plan = xe.launches(one, device, xe.choose(one, device, configs=()))
+        launch = next(launch for launch in plan.launches if isinstance(launch.spec, XeGateUp))
+        return launch.global_size[0] // launch.local_size[0]
+
+    assert groups(8192, BMG) == 160 * 4 // 16  # 160 engines, 4 threads each in 256-GRF mode, 16 sub-groups per group
+    assert groups(8192, offline_device("pvc")) == 1024 * 4 // 16
+    assert groups(1, BMG) == 160 * 8 // 8
+
+
+def test_tuned_row_overrides_the_heuristic() -> None:
+    text = (
+        "cu_num,token,model_dim,inter_dim,expert,topk,act_type,dtype,impl,splitK,pad_m,pad_n,us\n"
+        "160,4,2048,768,128,8,SiLu,bf16,xe,0,32,128,10.5\n"
+        "160,16,2048,768,128,8,SiLu,bf16,xe,8,16,32,9.0\n"
+        "160,64,2048,768,128,8,SiLu,bf16,xe,0,7,7,9.0\n"
+        "160,4,2048,768,128,8,SiLu,bf16,ck_2stages,0,128,128,1\n"
+        "160,4,2048,768,128,8,SiLu,fp8,xe,0,128,128,1\n"
+    )
+    configs = tuned.parse(text, "tuned.csv")
+    assert len(configs) == 4  # fp8 is not ours
+    assert gemm(problem(m=1), configs=configs).block_rows == 32
+    assert gemm(problem(m=16), configs=configs).block_rows == 16
+    assert "tuned, tuned.csv:2" in "\n".join(xe.choose(problem(m=2), BMG, configs=configs).reasons)
+    ignored = xe.choose(problem(m=64), BMG, configs=configs)
+    assert "tuned.csv:4 ignored: no tile with pad_m/pad_n/splitK 7/7/1" in "\n".join(ignored.reasons)
+    assert gemm(problem(m=1), offline_device("pvc"), configs=configs).block_rows == 16  # other compute units
+    assert gemm(problem(m=1, k=4), configs=configs).block_rows == 16
+
+
+def test_tuned_file_comes_from_the_knob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(",".join(tuned.COLUMNS) + "\n160,8,2048,768,128,8,silu,bf16,xe,0,128,128\n")
+    monkeypatch.setenv("JITMOE_TUNED_CONFIG", str(path))
+    assert gemm(problem(m=1), configs=None).block_rows == 128
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b\n1,2\n", "no column cu_num"),
+        (",".join(tuned.COLUMNS) + "\nx,1,1,1,1,1,silu,bf16,xe,0,1,1\n", "whole numbers"),
+    ],
+)
+def test_unreadable_tuned_configs_say_what_is_wrong(text: str, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        tuned.parse(text, "bad.csv")
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("arch", ["bmg-g21", "dg2", "mtl"])
+@pytest.mark.parametrize("sizes", [(2048, 768), (2056, 776), (2050, 770), (2049, 769)])
+@pytest.mark.parametrize("m", [1, 300, 5000])
+def test_check_problem_keeps_every_spec(arch: str, layout: Layout, sizes: tuple[int, int], m: int) -> None:
+    device = offline_device(arch)
+    one = problem(m=m, h=sizes[0], i=sizes[1], w1_layout=layout)
+    choice = xe.choose(one, device, configs=())
+    small = xe.check_problem(one, choice)
+    assert xe.launches(small, device, choice).specs == xe.launches(one, device, choice).specs
+    again = xe.choose(small, device, configs=())
+    for name in ("gate_up", "down"):
+        mine, theirs = getattr(choice, name), getattr(again, name)
+        for field in ("weights", "tokens", "wide", "layout"):
+            # What the small problem would get by itself needs at least as much as what it is given.
+            assert getattr(theirs, field, None) == getattr(mine, field, None) or getattr(mine, field) in (
+                XeWeights.ELEMENT,
+                XeTokens.BLOCK2D,
+                XeTokens.PACKED,
+                False,
+            )
+    assert small.num_pairs > choice.block_rows
+    assert small.num_pairs * small.hidden_size * small.intermediate_size < 50e6  # runs in milliseconds
+
+
+@pytest.mark.parametrize("enum", [XeWeights, XeTokens])
+def test_enums_mirror_the_header(enum: Any) -> None:
+    text = (INCLUDE_DIR / "jitmoe/arch/choices.hpp").read_text()
+    body = re.search(rf"enum class {enum.__name__} {{(.*?)}};", text, re.DOTALL)
+    assert body is not None
+    assert re.findall(r"^\s*(\w+),", body.group(1), re.MULTILINE) == [member.value for member in enum]
+
+
+def test_vector_kernels_read_wide_only_where_rows_are_aligned() -> None:
+    mtl = offline_device("mtl")
+
+    def wide(**changes: Any) -> bool:
+        gate_up = xe.choose(problem(**changes), mtl, configs=()).gate_up
+        assert isinstance(gate_up, XeVectorGateUp)
+        return gate_up.wide
+
+    assert wide()
+    assert not wide(h=2049)
+    assert not wide(base_alignment=2)
+    assert not wide(w1_layout=Layout.KN)
+    assert wide(h=2049, dtype=DType.FP32, base_alignment=4)

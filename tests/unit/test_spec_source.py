@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""spec -> source: no field can be forgotten, and the text is what a person would write."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+
+import pytest
+from helpers.builders import OtherToySpec, ToySpec, cpu_device, perturbed
+from helpers.fakes import FakeCompiler
+from helpers.spec_samples import all_specs
+
+from jitmoe import source
+from jitmoe.pipeline import Pipeline
+from jitmoe.problem import DType
+from jitmoe.source import INCLUDE_DIR, header_digest, render
+from jitmoe.spec import Argument, KernelSpec, arguments
+
+SPECS = all_specs()
+
+
+def one_of_each_family() -> list[KernelSpec]:
+    return list({type(spec): spec for spec in (ToySpec(), *SPECS)}.values())
+
+
+def family(spec: object) -> str:
+    return type(spec).__name__
+
+
+GOLDEN_TOY = """\
+// toy(dtype=bf16 layout=nk tile=32 has_tail=False)
+#include <jitmoe/entry.hpp>
+#include <jitmoe/kernel/toy.hpp>
+
+namespace {
+struct Config {
+  static constexpr auto dtype = jitmoe::DType::bf16;
+  static constexpr auto layout = jitmoe::Layout::nk;
+  static constexpr jitmoe::int32 tile = 32;
+  static constexpr bool has_tail = false;
+};
+}  // namespace
+
+extern "C" JITMOE_ND_RANGE(1) JITMOE_SUB_GROUP_SIZE(16)
+void jitmoe_toy(
+    const void* x,
+    void* y,
+    jitmoe::int32 num_tokens,
+    jitmoe::int64 x_row_stride) {
+  jitmoe::kernel::toy<Config>({.x = x, .y = y, .num_tokens = num_tokens, .x_row_stride = x_row_stride});
+}
+"""
+
+
+def test_golden_toy():
+    assert render(ToySpec()) == GOLDEN_TOY
+
+
+def test_golden_route_serial():
+    cpu = pytest.importorskip("jitmoe.plan.cpu")
+    text = render(cpu.RouteSerialSpec(ids_dtype=DType.INT64, has_expert_map=True))
+    assert (
+        text
+        == """\
+// route_serial(ids_dtype=int64 has_expert_map=True)
+#include <jitmoe/entry.hpp>
+#include <jitmoe/kernel/route_serial.hpp>
+
+namespace {
+struct Config {
+  static constexpr auto ids_dtype = jitmoe::DType::int64;
+  static constexpr bool has_expert_map = true;
+};
+}  // namespace
+
+extern "C" JITMOE_ND_RANGE(1) JITMOE_WORK_GROUP_SIZE_1D(1)
+void jitmoe_route_serial(
+    const void* topk_ids,
+    const void* expert_map,
+    void* expert_offsets,
+    void* sorted_pairs,
+    void* blocks,
+    void* num_blocks,
+    jitmoe::int32 num_tokens,
+    jitmoe::int32 top_k,
+    jitmoe::int32 num_experts,
+    jitmoe::int32 num_global_experts,
+    jitmoe::int64 topk_ids_row_stride,
+    jitmoe::int32 block_rows,
+    jitmoe::int32 slot_granule) {
+  jitmoe::kernel::route_serial<Config>({.topk_ids = topk_ids, .expert_map = expert_map, \
+.expert_offsets = expert_offsets, .sorted_pairs = sorted_pairs, .blocks = blocks, .num_blocks = num_blocks, \
+.num_tokens = num_tokens, .top_k = top_k, .num_experts = num_experts, .num_global_experts = num_global_experts, \
+.topk_ids_row_stride = topk_ids_row_stride, .block_rows = block_rows, .slot_granule = slot_granule});
+}
+"""
+    )
+
+
+@pytest.mark.parametrize("spec", one_of_each_family(), ids=family)
+def test_every_field_changes_text_and_key(spec):
+    pipeline, compiler = Pipeline(compilers=()), FakeCompiler()
+
+    def key(spec):
+        return pipeline.key(spec, cpu_device(), compiler).digest
+
+    assert dataclasses.fields(spec)
+    for other in perturbed(spec):
+        assert render(other) != render(spec), other
+        assert key(other) != key(spec), other
+
+
+@pytest.mark.parametrize("spec", one_of_each_family(), ids=family)
+def test_the_constants_are_the_fields(spec):
+    assert [name for name, _ in spec.constants()] == [field.name for field in dataclasses.fields(spec)]
+    for name, _ in spec.constants():
+        assert re.search(rf"static constexpr \S+ {name} = ", render(spec))
+
+
+@pytest.mark.parametrize("spec", one_of_each_family(), ids=family)
+def test_specs_are_values(spec):
+    again = pickle.loads(pickle.dumps(spec))
+    assert again == spec and hash(again) == hash(spec)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(spec, dataclasses.fields(spec)[0].name, None)
+
+
+def test_distinct_specs_have_distinct_texts_and_sources():
+    assert len({str(spec) for spec in SPECS}) == len(SPECS)
+    assert len({render(spec) for spec in SPECS}) == len(SPECS)
+
+
+def test_families_of_equal_fields_differ_by_name():
+    assert render(OtherToySpec()) != render(ToySpec())
+
+
+@pytest.mark.parametrize("spec", [spec for spec in one_of_each_family() if family(spec) != "ToySpec"], ids=family)
+def test_the_header_of_every_family_exists_and_names_its_arguments(spec):
+    header = INCLUDE_DIR / "jitmoe" / "kernel" / f"{spec.KERNEL}.hpp"
+    text = header.read_text()
+    assert "SPDX-License-Identifier: MIT" in text.splitlines()[0]
+    for argument in spec.ARGUMENTS:
+        assert re.search(rf"\b{argument.name}\b", text) or "Args" in text, argument
+
+
+def test_specs_do_not_depend_on_token_expert_or_slot_counts():
+    for spec in SPECS:
+        names = {name for name, _ in spec.constants()}
+        assert not names & {"num_tokens", "num_experts", "top_k", "m", "e", "k"}
+
+
+def test_rendering_is_a_pure_function():
+    for spec in SPECS[:20]:
+        assert render(spec) == render(dataclasses.replace(spec))
+
+
+def test_arguments_parse():
+    assert arguments("in x,\n out y, int32 n") == (Argument("x", "in"), Argument("y", "out"), Argument("n", "int32"))
+    with pytest.raises(ValueError, match="float32"):
+        arguments("float32 alpha")
+
+
+def test_header_digest_follows_names_and_contents(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "INCLUDE_DIR", tmp_path)
+
+    def digest(files):
+        for path in tmp_path.rglob("*.hpp"):
+            path.unlink()
+        for name, content in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
+        header_digest.cache_clear()
+        return header_digest()
+
+    try:
+        variants = [
+            {"a.hpp": "x", "b.hpp": "y"},
+            {"a.hpp": "y", "b.hpp": "x"},
+            {"a.hpp": "xy", "b.hpp": ""},
+            {"a.hpp": "x", "sub/b.hpp": "y"},
+            {"a.hpp": "x"},
+            {"a.hppx": "", "a.hpp": "x", "b.hpp": "y", "c.hpp": ""},
+        ]
+        assert len({digest(files) for files in variants}) == len(variants)
+        assert digest(variants[0]) == digest(dict(reversed(variants[0].items())))
+    finally:
+        header_digest.cache_clear()
+    monkeypatch.undo()
+
+
+def test_every_packaged_header_is_in_the_digest():
+    """The digest covers *.hpp; a header with another suffix could be edited without anyone noticing."""
+    others = [p for p in INCLUDE_DIR.rglob("*") if p.is_file() and p.suffix != ".hpp"]
+    assert others == []
+
+
+def test_headers_include_only_headers_that_exist():
+    for header in INCLUDE_DIR.rglob("*.hpp"):
+        for line in header.read_text().splitlines():
+            found = re.match(r"\s*#\s*include\s+[<\"](.+?)[>\"]", line)
+            if found and found.group(1).startswith("jitmoe/"):
+                assert (INCLUDE_DIR / found.group(1)).is_file(), (header, line)
+            assert not re.match(r'\s*#\s*include\s+"', line), f"{header}: spell it <jitmoe/...>: {line}"
+
+
+def test_no_device_header_includes_the_whole_of_sycl():
+    for header in INCLUDE_DIR.rglob("*.hpp"):
+        assert not re.search(r"#\s*include\s+<sycl/sycl\.hpp>", header.read_text()), header
+    for header in INCLUDE_DIR.rglob("*.hpp"):
+        if "host" not in header.parts:
+            assert "jitmoe/host/" not in header.read_text(), header
