@@ -32,7 +32,8 @@ void @NAME@(const void* a, const void* b, const void* c, void* out) {
 """
 _SURFACE = """
 extern "C" JITMOE_ND_RANGE(1) JITMOE_SUB_GROUP_SIZE(16)
-void @NAME@([[maybe_unused]] const void* base, [[maybe_unused]] void* out, int32 width, int32 height, int32 pitch, int32 x, int32 y) {
+void @NAME@([[maybe_unused]] const void* base, [[maybe_unused]] void* out, int32 width, int32 height, int32 pitch,
+            int32 x, int32 y) {
   [[maybe_unused]] const Surface surface{base, width, height, pitch};
   @BODY@
 }

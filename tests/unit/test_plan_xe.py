@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,14 @@ def gemm(one: MoEProblem, device: Device = BMG, **options: Any) -> XeGateUp:
 
 @pytest.mark.parametrize(
     ("m", "rows", "slices", "large"),
-    [(1, 16, 8, False), (64, 16, 8, False), (128, 16, 8, False), (129, 32, 1, False), (512, 32, 1, False)]
-    + [(513, 128, 1, True), (8192, 128, 1, True)],
+    [
+        (1, 16, 8, False),
+        (128, 16, 8, False),
+        (129, 32, 1, False),
+        (512, 32, 1, False),
+        (513, 128, 1, True),
+        (8192, 128, 1, True),
+    ],
 )
 def test_tile_follows_the_mean_rows_per_expert(m: int, rows: int, slices: int, large: bool) -> None:
     spec = gemm(problem(m=m))
@@ -165,7 +172,7 @@ def test_no_fitting_tile_is_an_error_with_all_reasons() -> None:
 
 
 def test_sizes_beyond_the_counters_are_refused_with_numbers() -> None:
-    with pytest.raises(UnsupportedProblemError, match=str(2**31)):
+    with pytest.raises(UnsupportedProblemError, match=r"exceeds 2\^31 - 1"):
         xe.choose(problem(m=2**28, k=8), BMG, configs=())
 
 
@@ -185,7 +192,7 @@ def test_wide_outputs_are_chunked_to_bound_the_workspace() -> None:
     combines = [launch for launch in plan.launches if isinstance(launch.spec, XeCombine)]
     columns = [(launch.scalars["first_column"], launch.scalars["num_columns"]) for launch in combines]
     assert columns[0][0] == 0
-    assert all(a + n == b for (a, n), (b, _) in zip(columns, columns[1:], strict=False))
+    assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(columns))
     assert sum(columns[-1]) == 7168
     assert len([launch for launch in plan.launches if isinstance(launch.spec, XeDown)]) == len(combines)
 

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""The Xe kernels' native code, made offline: expected instructions, no spills, dense main loops, quick compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from helpers.xe_probes import PROBES, compile_probe
+
+from jitmoe.compilers.base import Artifact, CompileRequest
+from jitmoe.compilers.ocloc import Ocloc, default_path, execution_environment, find_ocloc
+from jitmoe.compilers.sycl_jit import find_sycl_jit
+from jitmoe.plan import xe
+from jitmoe.plan.architectures import ARCHITECTURES, offline_device
+from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeGemm, XeSpec
+from jitmoe.source import render
+
+TOOLS = Path(__file__).parents[2] / "tools"
+BLOCK2D_GPUS = [name for name, arch in ARCHITECTURES.items() if arch.has_block2d]
+COMPILE_SECONDS = 0.5  # bar for one kernel alone on a core; tests share the machine and take the best of three
+
+
+def _load_report() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("isa_report", TOOLS / "isa_report.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["isa_report"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+isa_report = _load_report()
+
+
+@pytest.fixture(scope="module")
+def ocloc() -> Ocloc:
+    found, words = find_ocloc()
+    if found is None:
+        pytest.skip(words)
+    return found
+
+
+def compile_spec(spec: XeSpec) -> Artifact:
+    compiler, words = find_sycl_jit()
+    assert compiler is not None, words
+    request = CompileRequest(
+        kernel=spec.entry_name, spec=str(spec), source=render(spec), arch="", large_grf=spec.large_grf
+    )
+    return compiler.compile(request, build_key="", timeout_s=100)
+
+
+def gemms(arch: str, m: int, **changes: Any) -> tuple[XeGateUp, XeDown]:
+    one = isa_report.problem(num_tokens=m, hidden_size=2048, intermediate_size=768, **changes)
+    choice = xe.choose(one, offline_device(arch), configs=())
+    assert isinstance(choice.gate_up, XeGateUp)
+    assert isinstance(choice.down, XeDown)
+    return choice.gate_up, choice.down
+
+
+# probe -> patterns that its assembly must hold, for bmg-g21 (2D blocks) or dg2
+_INSTRUCTIONS = {
+    "dpas_bf16": [r"dpas\.8x8 \(16\|M0\).*:f .*:bf .*:bf"],
+    "dpas_fp16": [r"dpas\.8x8 \(16\|M0\).*:f .*:hf .*:hf"],
+    "dpas_int8": [r"dpas\.8x8 \(16\|M0\).*:d .*:b .*:b"],
+    "dpas_tf32": [r"dpas\.8x8 \(16\|M0\).*:f .*:tf32 .*:tf32"],
+    "dpas_bf16_simd8": [r"dpas\.8x8 \(8\|M0\).*:f .*:bf .*:bf"],
+    "dpas_fp16_simd8": [r"dpas\.8x8 \(8\|M0\).*:f .*:hf .*:hf"],
+    "load_8": [r"load_block2d\.ugm\.d16\.a64"],
+    "load_16": [r"load_block2d\.ugm\.d16\.a64"],
+    "load_32": [r"load_block2d\.ugm\.d16\.a64"],
+    "load_moved": [r"load_block2d\.ugm\.d16\.a64"],
+    "load_vnni_1": [r"load_block2d\.ugm\.d16v\.a64"],
+    "load_vnni_2": [r"load_block2d\.ugm\.d16v\.a64"],
+    "load_transposed": [r"load_block2d\.ugm\.d32t\.a64"],
+    "store_8": [r"store_block2d\.ugm\.d16\.a64"],
+    "prefetch_32": [r"load_block2d\.ugm\.d16\.a64 .*\)\s+null"],
+    "split_barrier": [r"send\.gtwy.*signal barrier", r"sync\.bar"],
+    "read_row_8": [r"load\.ugm\.d32x16t\.a64"],
+    "read_row_16": [r"load\.ugm\.d32x32t\.a64"],
+    "read_lane": [r"load\.ugm\.d32x8\.a64 \(16\|M0\)"],
+    "narrow_bf16": [r"mov \(16\|M0\).*:bf .*:f"],
+    "narrow_fp16": [r"mov \(16\|M0\).*:hf .*:f"],
+    "read_double": [r"load\.ugm\.d(64|32x2)"],
+}
+
+
+@pytest.mark.ocloc
+def test_each_intrinsic_becomes_its_instruction(ocloc: Ocloc) -> None:
+    assert _INSTRUCTIONS.keys() == PROBES.keys()
+
+    def look(name: str) -> list[str]:
+        probe = PROBES[name]
+        arch = "dg2" if probe.simd == 8 else "bmg-g21"
+        image = compile_probe(probe, emulated=False).image
+        native = ocloc.compile(image, kernel=name, arch=arch, large_grf=False, assembly=True)
+        missing = [pattern for pattern in _INSTRUCTIONS[name] if not re.search(pattern, native.assembly)]
+        problems = [f"{name}: no {pattern}" for pattern in missing]
+        problems += [f"{name}: {objection}" for objection in native.objections]
+        if re.search(r":df\b", native.assembly):
+            problems.append(f"{name}: fp64 instructions")
+        return problems
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [problem for problems in pool.map(look, PROBES) for problem in problems] == []
+
+
+@pytest.mark.ocloc
+@pytest.mark.parametrize(
+    ("arch", "gather", "packed"), [("bmg-g21", 73, 62), ("pvc", 92, 92), ("lnl-m", 73, 62), ("bmg-g31", 73, 62)]
+)
+def test_prefill_loop_is_dense(ocloc: Ocloc, arch: str, gather: int, packed: int) -> None:
+    """32 dpas per K step of 32, with every load, the prefetches and the split barrier inside."""
+    gate_up, down = gemms(arch, 8192)
+    for spec, limit, loads in ((gate_up, gather, 2 + 4), (down, packed, 2 + 4)):
+        image = compile_spec(spec)
+        row = isa_report.measure(spec, arch, image.image, image.seconds, ocloc)
+        assert row.objections == ()
+        assert row.grf == 256
+        assert (row.loop_dpas, row.loop_loads, row.loop_barriers) == (32, loads, 1)
+        assert row.loop_prefetches == (1 if spec is gate_up else 2)  # packed tokens are prefetched too
+        assert row.loop_instructions <= limit
+
+
+@pytest.mark.ocloc
+@pytest.mark.parametrize(
+    ("arch", "m", "share"),
+    # XE measurements of the same sub-group tile 16x(32+32) in 128-GRF mode, gather inside
+    [("bmg-g21", 1, 0.364), ("pvc", 1, 0.262), ("bmg-g21", 512, 0.364), ("pvc", 512, 0.262)],
+)
+def test_decode_and_middle_loops_are_dense(ocloc: Ocloc, arch: str, m: int, share: float) -> None:
+    gate_up, _ = gemms(arch, m)
+    image = compile_spec(gate_up)
+    row = isa_report.measure(gate_up, arch, image.image, image.seconds, ocloc)
+    assert row.grf == 128
+    assert row.objections == ()
+    assert row.dpas_share is not None
+    assert row.dpas_share >= share
+
+
+@pytest.mark.ocloc
+@pytest.mark.parametrize("arch", ["pvc", "bmg-g21", "ptl-h", "cri", "dg2", "arl-h", "mtl"])
+def test_nothing_spills(ocloc: Ocloc, arch: str) -> None:
+    """Every kernel and tile of a bf16 plan with aligned and with odd sizes; docs/isa-report.md has the full cross."""
+    shapes = [(2048, 768), (2049, 769)]
+    problems = [
+        isa_report.problem(num_tokens=m, hidden_size=h, intermediate_size=i) for m in (1, 512, 8192) for h, i in shapes
+    ]
+
+    def look(spec: XeSpec) -> list[str]:
+        image = compile_spec(spec)
+        native = ocloc.compile(image.image, kernel=spec.entry_name, arch=arch, large_grf=spec.large_grf)
+        problems = [f"{spec} on {arch}: {objection}" for objection in native.objections]
+        if isinstance(spec, XeGemm) and native.facts.get("has_dpas") != "true":
+            problems.append(f"{spec} on {arch}: no dpas")
+        if isinstance(spec, XeGemm) and int(native.facts["simd_size"]) != spec.simd:
+            problems.append(f"{spec} on {arch}: SIMD{native.facts['simd_size']}")
+        return problems
+
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(look, isa_report.specs_for(arch, problems))
+        assert [problem for problems in found for problem in problems] == []
+
+
+@pytest.mark.parametrize("arch", ["bmg-g21", "dg2", "mtl"])
+def test_kernels_compile_quickly(arch: str) -> None:
+    one = isa_report.problem(num_tokens=8192, hidden_size=2048, intermediate_size=768)
+    for spec in isa_report.specs_for(arch, [one]):
+        assert min(compile_spec(spec).seconds for _ in range(3)) <= COMPILE_SECONDS
+
+
+def test_emulated_and_native_sources_differ_in_one_constant() -> None:
+    gate_up, _ = gemms("bmg-g21", 1)
+    native = render(gate_up).splitlines()[1:]
+    emulated = render(dataclasses.replace(gate_up, emulated=True)).splitlines()[1:]
+    changed = [(a, b) for a, b in zip(native, emulated, strict=True) if a != b]
+    assert len(changed) == 1
+    assert "emulated = true" in changed[0][1]
+
+
+def test_report_counts_a_loop() -> None:
+    text = """\
+//.kernel __sycl_kernel_x
+        mov (16|M0)              r1.0<1>:d     r2.0<1;1,0>:d
+L10:
+        load_block2d.ugm.d16.a64 (1|M0)  r3:16   [r98:1]            {I@2,$12} // comment
+        load.ugm.d32x8.a64 (16|M0)  r38:8       [r88:2]            {$14}
+        load_block2d.ugm.d16.a64 (1|M0)  null:0 [r93:1]            {$15}
+        dpas.8x8 (16|M0)         r54:f         r54:f             r38:bf            r3.0:bf          {Atomic}
+        sync.bar                             0x0
+(W&f2.0) jmpi                                L10                                  //  ALU pipe: int; $716
+        ret (16|M0)              r2.0
+"""
+    instructions, loop = isa_report.parse_assembly(text)
+    assert len(instructions) == 8
+    assert (len(loop.instructions), loop.dpas, loop.loads, loop.prefetches, loop.barriers) == (6, 1, 2, 1, 1)
+    assert loop.block2d_loads == 1
+
+
+def test_execution_environment_is_read() -> None:
+    text = (
+        "kernels:\n  - name:            k\n    execution_env:\n      grf_count:       256\n"
+        "      has_dpas:        true\n      spill_size:      64\n    payload_arguments:\n      - arg_type: x\n"
+    )
+    assert execution_environment(text) == {"grf_count": "256", "has_dpas": "true", "spill_size": "64"}
+    assert execution_environment("") == {}
+
+
+def test_get_ocloc_installs_where_it_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    namespace: dict[str, Any] = {"__name__": "get_ocloc", "__file__": str(TOOLS / "get-ocloc")}
+    exec(compile((TOOLS / "get-ocloc").read_text(), "get-ocloc", "exec"), namespace)
+    assert namespace["default_folder"]() / "bin" / "ocloc" == default_path()
