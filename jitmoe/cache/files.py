@@ -34,9 +34,12 @@ logger = logging.getLogger("jitmoe.cache")
 
 STALE_TEMPORARY_S = 24 * 3600.0  # age after which a folder in tmp/, damaged/ or failed/ belongs to nobody
 HOLDER_SUFFIX = ".holder"
+# What reading a damaged entry gives. Other errors (too many open files, a network file system's bad moment) say
+# nothing about the entry, so it stays where it is.
+DAMAGE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
-class UntrustedFolderError(Exception):
+class UntrustedFolderError(PermissionError):
     """A folder or file that somebody else could write. Whoever writes the cache runs code in this process."""
 
 
@@ -92,6 +95,7 @@ class FileStore:
         self.root = root
         self.writable = writable
         self._entries = root / f"v{SCHEMA_VERSION}"
+        self._reported: set[str] = set()
 
     def prepare(self) -> None:
         """Makes the folders of a writable store; raises ``OSError`` or ``UntrustedFolderError`` if that is no place."""
@@ -144,13 +148,17 @@ class FileStore:
                 files[name] = _read_owned(folder / name)
                 check_file(name, files[name], manifest)
         except UntrustedFolderError as error:
-            logger.warning("jitmoe cache: ignoring %s: %s", folder, error)
+            self._report(f"ignoring what is stored there: {error}")
             return None
         except (DamagedEntryError, OSError, ValueError, KeyError, TypeError) as error:
-            if not folder.exists():  # removed by another process between two reads
+            if not os.path.lexists(folder):  # removed by another process between two reads
                 return None
-            logger.warning("jitmoe cache: damaged entry %s (%s); it is built again", folder, error)
-            self._move_aside(folder)
+            if isinstance(error, OSError) and error.errno not in DAMAGE_ERRNOS:
+                self._report(f"cannot read {folder} ({error.strerror or error}); it is built again")
+            elif self._move_aside(folder):
+                logger.warning("jitmoe cache: damaged entry %s (%s); it is built again", folder, error)
+            else:
+                self._report(f"damaged entry {folder} ({error}); it is built again")
             return None
         if self.writable:
             with contextlib.suppress(OSError):
@@ -162,18 +170,34 @@ class FileStore:
         for parent in (folder.parent, folder.parent.parent, self._entries, self.root):
             check_ownership(parent, parent.stat())
 
-    def _move_aside(self, folder: Path) -> None:
+    def _report(self, text: str) -> None:
+        """Warns, but not again about what stays as it is."""
+        if text not in self._reported:
+            self._reported.add(text)
+            logger.warning("jitmoe cache: %s", text)
+
+    def _move_aside(self, path: Path) -> bool:
+        """Moves a damaged entry or verdict to damaged/; returns whether it is out of the way."""
         if not self.writable:
-            return
-        with contextlib.suppress(OSError):
+            return False
+        try:
             aside = self.root / "damaged"
             aside.mkdir(mode=0o700, exist_ok=True)
-            os.rename(folder, aside / f"{folder.name[:16]}-{uuid.uuid4().hex[:8]}")
+            os.rename(path, aside / f"{path.name[:16]}-{uuid.uuid4().hex[:8]}")
+        except OSError:
+            return False
+        return True
+
+    def _staging(self) -> Path:
+        """Returns a fresh path in tmp/; makes the store's folders again if somebody has deleted them meanwhile."""
+        if not (self.root / "tmp").is_dir():
+            self.prepare()
+        return self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}"
 
     def put(self, entry: Entry) -> Path:
         """Publishes ``entry`` by one rename; a rename that another process won is as good. Raises ``OSError``."""
         final = self.entry_path(entry.key)
-        staging = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}"
+        staging = self._staging()
         staging.mkdir(mode=0o700)
         try:
             for name, content in entry.files.items():
@@ -236,23 +260,27 @@ class FileStore:
         """Returns a stored verdict, or None if there is none that can be believed."""
         path = self.root / "trust" / f"{name}.json"
         try:
+            check_ownership(self.root, self.root.stat())
             check_ownership(path.parent, path.parent.stat())
-            return unseal(_read_owned(path))
+            verdict = unseal(_read_owned(path))
+            if not isinstance(verdict, dict):
+                raise DamagedEntryError("it holds no record")
+            return verdict
         except FileNotFoundError:
             return None
         except UntrustedFolderError as error:
-            logger.warning("jitmoe cache: ignoring %s: %s", path, error)
+            self._report(f"ignoring what is stored there: {error}")
             return None
         except (DamagedEntryError, OSError, ValueError) as error:
-            logger.warning("jitmoe cache: damaged self-check record %s (%s); the check runs again", path, error)
-            if self.writable:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+            if self._move_aside(path):
+                logger.warning("jitmoe cache: damaged self-check record %s (%s); the check runs again", path, error)
+            else:
+                self._report(f"damaged self-check record {path} ({error}); the check runs again")
             return None
 
     def put_verdict(self, name: str, verdict: dict[str, Any]) -> None:
         """Writes a verdict by rename. Raises ``OSError``."""
-        staging = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}.json"
+        staging = self._staging().with_suffix(".json")
         try:
             _write_durably(staging, seal(verdict))
             os.replace(staging, self.root / "trust" / f"{name}.json")

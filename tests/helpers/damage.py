@@ -19,8 +19,9 @@ def flips(content: bytes, samples: int) -> Iterator[tuple[str, bytes]]:
     """Yields (what was done, content with one byte changed)."""
     for index, position in enumerate(positions(len(content), samples)):
         mask = (0x01, 0x80, 0x20, 0xFF)[index % 4]
-        yield f"flip {mask:#04x} at {position}", (
-            content[:position] + bytes([content[position] ^ mask]) + content[position + 1 :]
+        yield (
+            f"flip {mask:#04x} at {position}",
+            (content[:position] + bytes([content[position] ^ mask]) + content[position + 1 :]),
         )
 
 

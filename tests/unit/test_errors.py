@@ -37,7 +37,10 @@ SAMPLES = {
     ),
     "MissingKernelError": (
         errors.MissingKernelError(
-            kernel="jitmoe_toy", spec="toy(tile=3)", warmup="jitmoe-warmup MODEL --device cpu", near_miss="differs in: x"
+            kernel="jitmoe_toy",
+            spec="toy(tile=3)",
+            warmup="jitmoe-warmup MODEL --device cpu",
+            near_miss="differs in: x",
         ),
         ["jitmoe_toy", "JITMOE_DISABLE_JIT=1", "toy(tile=3)", "jitmoe-warmup MODEL --device cpu", "differs in: x"],
     ),

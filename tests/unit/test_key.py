@@ -66,7 +66,12 @@ def test_a_request_entry_cannot_pose_as_a_build_entry():
 def test_equal_keys_have_equal_digests_in_every_process():
     code = "from helpers.builders import cache_key; print(cache_key().digest)"
     there = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="tests", env={"PYTHONHASHSEED": "7"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="tests",
+        env={"PYTHONHASHSEED": "7"},
     )
     assert there.stdout.strip() == cache_key().digest
 
