@@ -37,6 +37,7 @@ class Device:
     max_work_group_size: int
     local_mem_bytes: int  # SLM per work-group
     cpu_isa: CpuIsa | None = None  # CPUs: what the device's code generator targets
+    features: str = ""  # CPUs: digest of all that decides which machine code runs here
     l2_bytes: int = 0  # CPUs: per core; 0 = unknown
     l3_bytes: int = 0  # CPUs: per socket; 0 = unknown
 
@@ -44,7 +45,9 @@ class Device:
     def fingerprint(self) -> str:
         """What must be the same for a kernel's self-check to stay valid: device, instruction set and driver."""
         isa = self.cpu_isa.value if self.cpu_isa is not None else ""
-        facts = "\0".join([self.kind.value, self.arch, self.name, isa, self.backend, self.driver_version])
+        facts = "\0".join(
+            (self.kind.value, self.arch, self.name, isa, self.features, self.backend, self.driver_version)
+        )
         return hashlib.sha256(facts.encode(), usedforsecurity=False).hexdigest()[:16]
 
     def __str__(self) -> str:

@@ -241,18 +241,40 @@ class Pipeline:
                 image = entry.files[ArtifactKind.SHARED_LIBRARY.value]
                 kernel = loader.load_shared_library(spec.entry_name, image, entry.key.digest, stream)
             elif ArtifactKind.SPIRV.value in entry.files:
-                image = entry.files[ArtifactKind.SPIRV.value]
-                kernel = loader.load_spirv(
-                    spec.entry_name,
-                    image,
-                    len(spec.ARGUMENTS),
-                    stream,
-                    large_grf=spec.large_grf,
-                    is_vectorized=spec.WORK_GROUP_SIZE == 1,
-                )
+                kernel = self._load_spirv(spec, entry, stream)
             else:
                 raise LoadError(kernel=spec.entry_name, reason=f"entry {entry.origin} holds {sorted(entry.files)}")
             self._kernels[place] = kernel
+        return kernel
+
+    def _load_spirv(self, spec: KernelSpec, entry: Entry, stream: Stream) -> Kernel:
+        """Loads with the machine code that the driver made last time, or keeps what it makes now."""
+        key = native_key(entry.key, stream.device)
+        kept = self.cache.get(key)
+        machine_code = kept.files[ArtifactKind.NATIVE.value] if kept is not None else b""
+
+        def load(machine_code: bytes) -> tuple[Kernel, bytes]:
+            return loader.load_spirv(
+                spec.entry_name,
+                entry.files[ArtifactKind.SPIRV.value],
+                len(spec.ARGUMENTS),
+                stream,
+                large_grf=spec.large_grf,
+                is_vectorized=spec.WORK_GROUP_SIZE == 1,
+                machine_code=machine_code,
+            )
+
+        try:
+            kernel, made = load(machine_code)
+        except LoadError as error:
+            if not machine_code:
+                raise
+            logger.warning("jitmoe: machine code of %s is not taken (%s); building it again", spec.entry_name, error)
+            return load(b"")[0]
+        if made and not machine_code:
+            info = {"spec": str(spec), "device": str(stream.device), "driver": stream.device.driver_version}
+            info |= {"headers": header_digest(), "jitmoe": jitmoe.__version__, "created": time.time()}
+            self.cache.put(Entry(key=key, files={ArtifactKind.NATIVE.value: made}, info=info))
         return kernel
 
     # kernel -> trust
@@ -317,6 +339,15 @@ def _request(spec: KernelSpec, device: Device) -> CompileRequest:
         source=render(spec),
         arch=device.arch,
         large_grf=spec.large_grf,
+    )
+
+
+def native_key(key: CacheKey, device: Device) -> CacheKey:
+    """Returns the key of the machine code that ``device``'s driver makes of the image under ``key``."""
+    return CacheKey(
+        f"{key.name}.native",
+        (("image", key.digest),),
+        (("device", device.fingerprint), ("driver", device.driver_version)),
     )
 
 

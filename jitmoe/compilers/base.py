@@ -25,7 +25,7 @@ class ArtifactKind(str, Enum):
 
     SPIRV = "kernel.spv"
     SHARED_LIBRARY = "kernel.so"
-    NATIVE = "kernel.bin"  # one device's machine code, for reports; never loaded
+    NATIVE = "kernel.bin"  # one device's machine code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

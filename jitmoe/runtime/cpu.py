@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -107,6 +108,13 @@ def host_flags() -> frozenset[str]:
     except OSError:
         pass
     return frozenset()
+
+
+def features_digest() -> str:
+    """Returns a digest of the CPU's features and of the settings that change what code the runtime makes for it."""
+    settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("CL_CONFIG_CPU_")]
+    facts = "\0".join([*sorted(host_flags()), *settings])
+    return hashlib.sha256(facts.encode(), usedforsecurity=False).hexdigest()[:16]
 
 
 def isa_of(flags: frozenset[str], target: str) -> CpuIsa:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jitmoe.device import DeviceKind
 from jitmoe.errors import LoadError
-from jitmoe.runtime import spirv, sycl
+from jitmoe.runtime import opencl, spirv, sycl
 from jitmoe.runtime.stream import Stream
 
 ABI_VERSION = 1  # of the functions that shared libraries export; JITMOE_ABI_VERSION in host/shared_library.hpp
@@ -29,34 +29,51 @@ class Kernel:
 
 
 def load_spirv(
-    name: str, image: bytes, num_arguments: int, stream: Stream, *, large_grf: bool = False, is_vectorized: bool = False
-) -> Kernel:
-    """Builds a SPIR-V image for the stream's device. The caller has verified the image's digest.
+    name: str,
+    image: bytes,
+    num_arguments: int,
+    stream: Stream,
+    *,
+    large_grf: bool = False,
+    is_vectorized: bool = False,
+    machine_code: bytes = b"",
+) -> tuple[Kernel, bytes]:
+    """Builds a SPIR-V image for the stream's device. The caller has verified the digests of both images.
 
     Args:
         large_grf: build for 256-GRF mode (GPUs).
         is_vectorized: the kernel uses explicit vectors in work-groups of one work-item (CPUs).
+        machine_code: what an earlier call returned for the same image, device and driver: no build is needed then.
+
+    Returns:
+        (the kernel, machine code to keep for next time; empty where the driver gives none)
 
     Raises:
         LoadError: the runtime refuses the image or does not find the kernel. (A truncated image would end the
             process instead, which is why nothing unverified may come here.)
     """
-    library = sycl.library()
     try:
         hinted = spirv.with_vector_hint(image)
     except ValueError as error:
         raise LoadError(kernel=name, reason=str(error)) from error
     if is_vectorized and stream.device.kind is DeviceKind.CPU:
         image = hinted
-    # The property in the source would become a build option that the CPU device rejects.
-    options = b"-ze-opt-large-register-file" if large_grf and stream.device.kind is DeviceKind.GPU else b""
-    bundle = library.DPCTLKernelBundle_CreateFromSpirv(
-        stream.context_ref, stream.device_ref, image, len(image), options
-    )
-    if not bundle:
-        raise LoadError(
-            kernel=name, reason=f"{stream.device} does not accept the image (options {options.decode() or 'none'})"
+    # As a property in the source this would become a build option that the CPU device rejects.
+    options = "-ze-opt-large-register-file" if large_grf and stream.device.kind is DeviceKind.GPU else ""
+    if opencl.is_available(stream):
+        bundle, machine_code = opencl.build(name, stream, spirv=image, binary=machine_code, options=options)
+    else:
+        bundle = sycl.library().DPCTLKernelBundle_CreateFromSpirv(
+            stream.context_ref, stream.device_ref, image, len(image), options.encode()
         )
+        if not bundle:
+            raise LoadError(kernel=name, reason=f"{stream.device} does not accept the image (options: {options})")
+        machine_code = b""
+    return _kernel_of(bundle, name, num_arguments), machine_code
+
+
+def _kernel_of(bundle: int, name: str, num_arguments: int) -> Kernel:
+    library = sycl.library()
     entry = f"__sycl_kernel_{name}".encode()
     if not library.DPCTLKernelBundle_HasKernel(bundle, entry):  # asking for a missing kernel crashes later
         raise LoadError(kernel=name, reason=f"the image has no entry point {entry.decode()}")

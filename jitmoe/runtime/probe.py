@@ -82,6 +82,7 @@ def probe(queue_ref: int, *, emulated_arch: str | None = None) -> Device:
             max_work_group_size=library.DPCTLDevice_GetMaxWorkGroupSize(device_ref),
             local_mem_bytes=library.DPCTLDevice_GetLocalMemSize(device_ref),
             cpu_isa=cpu.isa() if is_cpu else None,
+            features=cpu.features_digest() if is_cpu else "",
             l2_bytes=cpu.cache_bytes(2) if is_cpu else 0,
             l3_bytes=cpu.cache_bytes(3) if is_cpu else 0,
         )
