@@ -17,7 +17,10 @@ def default_folder() -> Path | None:
     """Returns the user's cache folder for jitmoe, or None where the user has no home at all."""
     import platformdirs
 
-    folder = Path(platformdirs.user_cache_dir("jitmoe", appauthor=False))
+    try:
+        folder = Path(platformdirs.user_cache_dir("jitmoe", appauthor=False))
+    except RuntimeError:  # how recent platformdirs says that; earlier ones return "~/.cache"
+        return None
     return folder if folder.is_absolute() else None
 
 
@@ -47,13 +50,15 @@ def open_writable(configured: Path | None) -> tuple[FileStore | None, FileStore 
             problems.append(str(error))
         except OSError as error:
             problems.append(f"{wanted} cannot be written ({error.strerror or error})")
-            if wanted.is_dir():
+            if os.access(wanted, os.R_OK | os.X_OK):
                 readable = FileStore(wanted, writable=False)
     fallback = temporary_folder()
     store = FileStore(fallback, writable=True)
     try:
+        if fallback.is_symlink():  # anybody may put one there
+            raise UntrustedFolderError("it is a symbolic link")
         store.prepare()
-    except (UntrustedFolderError, OSError) as error:
+    except OSError as error:
         problems.append(f"{fallback}: {error}")
         logger.warning("jitmoe cache: %s; kernels are kept in memory only", "; ".join(problems))
         return None, readable

@@ -7,12 +7,12 @@ import importlib.util
 import itertools
 from collections.abc import Iterator
 
+from helpers.builders import cpu_device, gpu_device, moe_problem
+
 from jitmoe.device import CpuIsa, Device
 from jitmoe.plan import planner_for
 from jitmoe.problem import Activation, DType, Layout, MoEProblem
 from jitmoe.spec import KernelSpec
-
-from helpers.builders import cpu_device, gpu_device, moe_problem
 
 GPU_ARCHS = ("bmg-g21", "pvc", "dg2", "mtl")
 

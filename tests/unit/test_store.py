@@ -100,7 +100,7 @@ def test_everything_is_synced_before_the_rename(store, monkeypatch):
     real_fsync, real_rename = os.fsync, os.rename
 
     def fsync(descriptor):
-        order.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        order.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         real_fsync(descriptor)
 
     def rename(source, target):
