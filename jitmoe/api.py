@@ -15,6 +15,7 @@ from jitmoe.errors import ArgumentError, JitMoEError
 from jitmoe.problem import MoEProblem
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.stream import Stream
+from jitmoe.tensors import TensorInfo
 
 logger = logging.getLogger("jitmoe")
 
@@ -77,6 +78,7 @@ def fused_moe(
     differentiable reference computes the result (an error with ``JITMOE_STRICT=1``).
     """
     torch = sys.modules.get("torch")
+    signature: Any = None
     if torch is not None and isinstance(hidden_states, torch.Tensor) and queue is None:
         try:
             device = hidden_states.device
@@ -95,15 +97,26 @@ def fused_moe(
                 out is not None and _signature(out),
             )
             call = _prepared.get(signature)
-        except (AttributeError, TypeError):  # not all torch tensors: the slow way explains
+        except (AttributeError, TypeError):  # not all torch tensors: the general way explains
             signature, call = None, None
         if call is not None:
             return call(hidden_states, w1, w2, topk_weights, topk_ids, expert_map, out)
-    else:
-        signature = None
-    return _first_call(
-        signature, hidden_states, w1, w2, topk_weights, topk_ids, activation, expert_map, inplace, out, queue
-    )
+    given = (hidden_states, w1, w2, topk_weights, topk_ids, expert_map, out)
+    named = {
+        name: value if value is None and name in ("expert_map", "out") else tensors.adopt(name, value)
+        for name, value in zip(_TENSOR_NAMES, given, strict=True)
+    }
+    facts = {name: None if value is None else tensors.describe(name, value) for name, value in named.items()}
+    if signature is None:
+        signature = _general_signature(named, facts, activation, inplace, queue)
+        call = _prepared.get(signature)
+    if call is None:
+        call = _prepare(named, facts, activation, inplace, queue)
+        with _prepared_lock:
+            while len(_prepared) >= MAX_PREPARED_CALLS:
+                del _prepared[next(iter(_prepared))]
+            _prepared[signature] = call
+    return call(*named.values())
 
 
 def _signature(tensor: Any) -> Any:
@@ -116,62 +129,49 @@ def _xpu_signature(*used: Any) -> Any:
     return stream, tuple(t.data_ptr() % 64 for t in used if t is not None)
 
 
-def _first_call(
-    signature: Any,
-    hidden_states: Any,
-    w1: Any,
-    w2: Any,
-    topk_weights: Any,
-    topk_ids: Any,
-    activation: str,
-    expert_map: Any,
-    inplace: bool,
-    out: Any,
-    queue: Any,
+def _general_signature(
+    named: dict[str, Any], facts: dict[str, TensorInfo | None], activation: object, inplace: object, queue: Any
 ) -> Any:
-    """Checks everything, prepares the call, remembers it under ``signature`` and makes it."""
-    named: dict[str, Any] = {
-        "hidden_states": hidden_states,
-        "w1": w1,
-        "w2": w2,
-        "topk_weights": topk_weights,
-        "topk_ids": topk_ids,
-        "expert_map": expert_map,
-    }
-    named = {
-        name: value if value is None and name == "expert_map" else tensors.adopt(name, value)
-        for name, value in named.items()
-    }
+    """Returns what ``_prepare`` depends on, for tensors of any kind."""
+    torch = sys.modules.get("torch")
+    x = named["hidden_states"]
+    if queue is None and tensors.is_usm(x):
+        queue = x.__sycl_usm_array_interface__["syclobj"]
+    return (
+        None if queue is None else tensors.queue_ref_of(queue),
+        str(activation),
+        inplace is True,
+        torch is not None and torch.is_grad_enabled(),
+        tuple(
+            fact and (fact.shape, fact.strides, fact.dtype_name, fact.place, fact.address % 64)
+            for fact in facts.values()
+        ),
+        tuple(tensors.is_torch(value) and value.requires_grad for value in named.values()),
+    )
+
+
+def _prepare(
+    named: dict[str, Any], facts: dict[str, TensorInfo | None], activation: object, inplace: bool, queue: Any
+) -> Callable[..., Any]:
+    """Checks everything and returns a function of the seven tensors that computes such calls."""
     if not isinstance(inplace, bool):
         raise ArgumentError(argument="inplace", got=repr(inplace), expected="True or False")
-    if inplace and out is not None:
+    if inplace and named["out"] is not None:
         raise ArgumentError(argument="out", got="a tensor together with inplace=True", expected="one of the two")
-    named["out"] = named["hidden_states"] if out is None else tensors.adopt("out", out)
-    checked_activation = arguments.check_activation(activation)
-    facts = {name: None if value is None else tensors.describe(name, value) for name, value in named.items()}
-    on_host = tensors.is_torch(named["hidden_states"]) and named["hidden_states"].device.type == "cpu"
-    problem = arguments.fused_moe_problem(facts, checked_activation, look_at_addresses=not on_host)
+    x_facts = facts["hidden_states"]
+    assert x_facts is not None
+    if facts["out"] is None:
+        facts = facts | {"out": x_facts if inplace else tensors.dense(x_facts)}
     _check_place(named["hidden_states"])
-
+    on_host = tensors.is_torch(named["hidden_states"]) and named["hidden_states"].device.type == "cpu"
+    problem = arguments.fused_moe_problem(facts, arguments.check_activation(activation), look_at_addresses=not on_host)
     if _wants_gradient(named):
-        call = _reference_call(problem, named, queue, "gradients are wanted and the kernels have no backward pass")
+        call = _reference_call(problem, queue, "gradients are wanted and the kernels have no backward pass")
     else:
-        call = _prepare(problem, named, queue)
-    if out is None and not inplace:
-        finished = _with_new_output(call, queue)
-    elif inplace:
-        finished = _with_inplace_output(call)
-    else:
-        finished = call
-    if signature is not None:
-        with _prepared_lock:
-            while len(_prepared) >= MAX_PREPARED_CALLS:
-                del _prepared[next(iter(_prepared))]
-            _prepared[signature] = finished
-    return finished(
-        named["hidden_states"], named["w1"], named["w2"], named["topk_weights"], named["topk_ids"],
-        named["expert_map"], named["out"] if out is not None else None,
-    )  # fmt: skip
+        call = _kernel_call(problem, named["hidden_states"], queue)
+    if inplace:
+        return _with_inplace_output(call)
+    return call if named["out"] is not None else _with_new_output(call)
 
 
 def _check_place(hidden_states: Any) -> None:
@@ -188,20 +188,18 @@ def _wants_gradient(named: dict[str, Any]) -> bool:
     return any(tensors.is_torch(value) and value.requires_grad for value in named.values())
 
 
-def _prepare(problem: MoEProblem, named: dict[str, Any], queue: Any) -> Callable[..., Any]:
+def _kernel_call(problem: MoEProblem, hidden_states: Any, queue: Any) -> Callable[..., Any]:
     """Returns a function of the seven tensors that launches kernels, or one that computes the reference instead."""
     if problem.num_tokens == 0:
         return _nothing_to_do
     try:
-        stream, waits = tensors.stream_for(named["hidden_states"], queue)
+        stream, waits = tensors.stream_for(hidden_states, queue)
         bound = pipeline.default().prepare(problem, stream, _TENSOR_NAMES)
-        if tensors.is_torch(named["hidden_states"]):
-            return _torch_call(bound, stream, waits)
-        return _usm_call(bound, stream)
     except ArgumentError:
         raise
     except JitMoEError as error:
-        return _reference_call(problem, named, queue, str(error), error)
+        return _reference_call(problem, queue, str(error), error)
+    return _torch_call(bound, stream, waits) if tensors.is_torch(hidden_states) else _usm_call(bound, stream)
 
 
 def _nothing_to_do(x: Any, w1: Any, w2: Any, weights: Any, ids: Any, expert_map: Any, out: Any) -> Any:
@@ -239,7 +237,7 @@ def _usm_call(bound: BoundPlan, stream: Stream) -> Callable[..., Any]:
     return call
 
 
-def _with_new_output(call: Callable[..., Any], queue: Any) -> Callable[..., Any]:
+def _with_new_output(call: Callable[..., Any]) -> Callable[..., Any]:
     def with_new_output(x: Any, w1: Any, w2: Any, weights: Any, ids: Any, expert_map: Any, out: Any) -> Any:
         return call(x, w1, w2, weights, ids, expert_map, tensors.empty_like(x))
 
@@ -257,7 +255,7 @@ _warned: set[str] = set()
 
 
 def _reference_call(
-    problem: MoEProblem, named: dict[str, Any], queue: Any, reason: str, error: JitMoEError | None = None
+    problem: MoEProblem, queue: Any, reason: str, error: JitMoEError | None = None
 ) -> Callable[..., Any]:
     """Returns a function that computes the reference; says why, once per reason. Raises in strict mode."""
     settings = knobs.current()

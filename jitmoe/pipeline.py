@@ -19,7 +19,7 @@ from jitmoe import knobs, selfcheck
 from jitmoe.cache import Cache, CacheKey, Entry, open_cache
 from jitmoe.compilers.base import ArtifactKind, Compiler, CompileRequest, parallel_jobs
 from jitmoe.compilers.find import find_compilers
-from jitmoe.device import Device
+from jitmoe.device import Device, DeviceKind
 from jitmoe.errors import CompileError, LoadError, MissingKernelError, SelfCheckError, ToolchainNotFoundError
 from jitmoe.plan import planner_for
 from jitmoe.plan.launch import Plan
@@ -57,7 +57,10 @@ class Pipeline:
         self._compilers = tuple(compilers) if compilers is not None else None
         self._searched: tuple[str, ...] = ()
         self._broken: set[str] = set()  # compilers that failed on something another one could compile
+        self._failures: dict[str, CompileError] = {}  # by digest, of the compiler of last resort
         self._kernels: dict[tuple[str, int], Kernel] = {}
+        # Loaded and trusted kernels: all that a new shape of a known kind needs.
+        self._ready: dict[tuple[KernelSpec, int, str | None], Kernel] = {}
         self._checked: set[tuple[str, str]] = set()
         self._lock = threading.RLock()
         self.on_build: Callable[[BuildEvent], None] = lambda event: None
@@ -82,13 +85,16 @@ class Pipeline:
         planner = planner_for(stream.device)
         choice = planner.choose(problem, stream.device)
         plan = planner.launches(problem, stream.device, choice)
-        with self._lock:
-            entries = self.build(plan.specs, stream.device)
-            kernels = self._load_all(entries, stream)
-            if not self._is_trusted(entries.values(), stream.device):
-                small = planner.check_problem(problem, choice)
-                self._check(small, planner.launches(small, stream.device, choice), entries, kernels, stream)
-        return BoundPlan(plan, kernels, tensor_names)
+        places = {spec: (spec, stream.context_id, stream.emulated_arch) for spec in plan.specs}
+        if not all(place in self._ready for place in places.values()):
+            with self._lock:
+                entries = self.build(plan.specs, stream.device)
+                kernels = self._load_all(entries, stream)
+                if not self._is_trusted(entries.values(), stream.device):
+                    small = planner.check_problem(problem, choice)
+                    self._check(small, planner.launches(small, stream.device, choice), entries, kernels, stream)
+                self._ready.update((place, kernels[spec]) for spec, place in places.items())
+        return BoundPlan(plan, {spec: self._ready[place] for spec, place in places.items()}, tensor_names)
 
     # spec -> entry
 
@@ -153,6 +159,8 @@ class Pipeline:
         failure: CompileError | None = None
         for compiler in self.compilers:
             key = self.key(spec, device, compiler)
+            if key.digest in self._failures:  # other token counts ask for the same kernels
+                raise self._failures[key.digest]
             if self._compile_failed_before(key) and compiler is not self.compilers[-1]:
                 continue
             with self.cache.build_lock(key, timeout_s=self.settings.lock_timeout_s):
@@ -167,6 +175,8 @@ class Pipeline:
                     failure = self._keep_evidence(error, key, spec)
                     if compiler is not self.compilers[-1]:
                         self._give_up_on(compiler, key, failure)
+                    else:
+                        self._failures[key.digest] = failure
                     continue
                 self.cache.put(entry)
                 self.on_build(BuildEvent(spec=spec, source=compiler.name, seconds=time.perf_counter() - started))
@@ -208,7 +218,8 @@ class Pipeline:
         if compiler.name not in self._broken:
             self._broken.add(compiler.name)
             logger.warning("jitmoe: %s failed, going on with another compiler. %s", compiler.name, failure)
-        self.cache.put_verdict(_compile_verdict(key), {"status": "failed", "reason": failure.reason})
+        if not failure.is_passing:
+            self.cache.put_verdict(_compile_verdict(key), {"status": "failed", "reason": failure.reason})
 
     def _compile_failed_before(self, key: CacheKey) -> bool:
         verdict = self.cache.get_verdict(_compile_verdict(key))
@@ -272,8 +283,14 @@ class Pipeline:
             logger.warning("jitmoe: machine code of %s is not taken (%s); building it again", spec.entry_name, error)
             return load(b"")[0]
         if made and not machine_code:
-            info = {"spec": str(spec), "device": str(stream.device), "driver": stream.device.driver_version}
-            info |= {"headers": header_digest(), "jitmoe": jitmoe.__version__, "created": time.time()}
+            info = {
+                "spec": str(spec),
+                "device": str(stream.device),
+                "driver": stream.device.driver_version,
+                "headers": header_digest(),
+                "jitmoe": jitmoe.__version__,
+                "created": time.time(),
+            }
             self.cache.put(Entry(key=key, files={ArtifactKind.NATIVE.value: made}, info=info))
         return kernel
 
@@ -337,7 +354,7 @@ def _request(spec: KernelSpec, device: Device) -> CompileRequest:
         kernel=spec.entry_name,
         spec=str(spec),
         source=render(spec),
-        arch=device.arch,
+        arch="x86-64" if device.kind is DeviceKind.XE_EMULATED else device.arch,
         large_grf=spec.large_grf,
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,6 +92,11 @@ def _c_order(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= size
     return tuple(reversed(strides))
+
+
+def dense(info: TensorInfo) -> TensorInfo:
+    """Returns the facts that a new tensor of the same kind will have: packed rows, aligned."""
+    return dataclasses.replace(info, address=0, strides=_c_order(info.shape))
 
 
 def is_torch(value: object) -> bool:

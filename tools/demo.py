@@ -20,6 +20,7 @@ MODEL = "Qwen3-30B-A3B"
 NUM_EXPERTS, TOP_K, HIDDEN_SIZE, INTERMEDIATE_SIZE = 128, 8, 2048, 768
 TOKEN_COUNTS = (1, 64)
 TOLERANCE = 1e-2  # relative Frobenius error of bf16 against float32
+WARM_UP_ROUNDS = 3
 ROUNDS = 9
 
 
@@ -39,11 +40,12 @@ def eager(hidden_states, w1, w2, topk_weights, topk_ids):
 def interleaved_medians(functions):
     """Times the functions in turn, so that a busy machine disturbs all alike; returns seconds."""
     times = [[] for _ in functions]
-    for _ in range(ROUNDS):
+    for round_number in range(WARM_UP_ROUNDS + ROUNDS):
         for position, function in enumerate(functions):
             started = time.perf_counter()
             function()
-            times[position].append(time.perf_counter() - started)
+            if round_number >= WARM_UP_ROUNDS:
+                times[position].append(time.perf_counter() - started)
     return [statistics.median(values) for values in times]
 
 
@@ -84,9 +86,7 @@ def run_layer(second: bool) -> bool:
         first_s = time.perf_counter() - started
 
         if position == 0:
-            queue_ref = (
-                torch.xpu.current_stream().sycl_queue if on_xpu else cpu.default_queue().addressof_ref()
-            )
+            queue_ref = torch.xpu.current_stream().sycl_queue if on_xpu else cpu.default_queue().addressof_ref()
             print(f"  device    {stream_of(queue_ref).device}")
             used = ", ".join(compiler.identity.rsplit(" sha256", 1)[0] for compiler in pipeline.default().compilers[:1])
             print(f"  compiler  {used or 'none: everything comes from the cache'}")
