@@ -89,12 +89,31 @@ class ToolchainNotFoundError(JitMoEError):
 
 
 class CompileError(JitMoEError):
-    """A compiler failed, crashed or timed out on a rendered source."""
+    """A compiler failed, crashed or timed out on a rendered source.
+
+    ``is_passing`` marks failures that say nothing about the source (no memory, no processes): worth another try.
+    """
 
     def __init__(
-        self, *, kernel: str, reason: str, command: tuple[str, ...], log: str, source_path: Path | None, spec: str
+        self,
+        *,
+        kernel: str,
+        reason: str,
+        command: tuple[str, ...],
+        log: str,
+        source_path: Path | None,
+        spec: str,
+        is_passing: bool = False,
     ) -> None:
-        super().__init__(kernel=kernel, reason=reason, command=command, log=log, source_path=source_path, spec=spec)
+        super().__init__(
+            kernel=kernel,
+            reason=reason,
+            command=command,
+            log=log,
+            source_path=source_path,
+            spec=spec,
+            is_passing=is_passing,
+        )
 
     kernel: str
     reason: str
@@ -102,6 +121,7 @@ class CompileError(JitMoEError):
     log: str
     source_path: Path | None
     spec: str
+    is_passing: bool
 
     def __str__(self) -> str:
         lines = [f"compiling {self.kernel} failed: {self.reason}"]

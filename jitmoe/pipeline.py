@@ -175,7 +175,7 @@ class Pipeline:
                     failure = self._keep_evidence(error, key, spec)
                     if compiler is not self.compilers[-1]:
                         self._give_up_on(compiler, key, failure)
-                    else:
+                    elif not failure.is_passing:
                         self._failures[key.digest] = failure
                     continue
                 self.cache.put(entry)

@@ -93,9 +93,15 @@ def run(command: tuple[str, ...], *, request: CompileRequest, stdin: bytes, time
     Raises ``CompileError`` if it cannot be started, takes longer than ``timeout_s`` or is killed by a signal.
     """
 
-    def failed(reason: str, log: str = "") -> CompileError:
+    def failed(reason: str, log: str = "", *, is_passing: bool) -> CompileError:
         return CompileError(
-            kernel=request.kernel, reason=reason, command=command, log=log, source_path=None, spec=request.spec
+            kernel=request.kernel,
+            reason=reason,
+            command=command,
+            log=log,
+            source_path=None,
+            spec=request.spec,
+            is_passing=is_passing,
         )
 
     try:
@@ -107,14 +113,16 @@ def run(command: tuple[str, ...], *, request: CompileRequest, stdin: bytes, time
             start_new_session=True,
         )
     except OSError as error:
-        raise failed(f"cannot start the compiler: {error}") from error
+        raise failed(f"cannot start the compiler: {error}", is_passing=True) from error
     try:
         stdout, stderr = process.communicate(stdin, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         _kill_group(process)
         _, stderr = process.communicate()
         raise failed(
-            f"no result within {timeout_s:g} s (JITMOE_COMPILE_TIMEOUT), killed", stderr.decode(errors="replace")
+            f"no result within {timeout_s:g} s (JITMOE_COMPILE_TIMEOUT), killed",
+            stderr.decode(errors="replace"),
+            is_passing=False,
         ) from error
     except BaseException:
         _kill_group(process)
@@ -124,7 +132,7 @@ def run(command: tuple[str, ...], *, request: CompileRequest, stdin: bytes, time
     if process.returncode < 0:
         number = -process.returncode
         hint = " (out of memory? lower JITMOE_JOBS)" if number == signal.SIGKILL else ""
-        raise failed(f"the compiler was killed by signal {number}{hint}", log)
+        raise failed(f"the compiler was killed by signal {number}{hint}", log, is_passing=number == signal.SIGKILL)
     return Finished(process.returncode, stdout, log)
 
 

@@ -23,6 +23,7 @@ class FakeCompiler:
     memory_per_job_bytes: int = 1 << 20
     image: bytes = b"image"
     failure: str = ""
+    is_passing: bool = False
     requests: list[CompileRequest] = field(default_factory=list)
     timeouts: list[float] = field(default_factory=list)
     build_keys: list[str] = field(default_factory=list)
@@ -48,5 +49,6 @@ class FakeCompiler:
                 log="toy.cpp:3:1: error: no",
                 source_path=None,
                 spec=request.spec,
+                is_passing=self.is_passing,
             )
         return Artifact(kind=self.kind, image=self.image, log="", seconds=0.01)

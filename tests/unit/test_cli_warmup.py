@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: MIT
+"""jitmoe-warmup with the real planners, offline devices and a compiler that counts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers.fakes import FakeCompiler
+
+from jitmoe import pipeline
+from jitmoe.cli import devices, warmup
+from jitmoe.cli.devices import Target
+from jitmoe.models import MODELS
+from jitmoe.plan.architectures import ARCHITECTURES, offline_device
+from jitmoe.problem import DType
+
+
+@pytest.fixture
+def compiler(monkeypatch) -> FakeCompiler:
+    fake = FakeCompiler()
+    monkeypatch.setattr(pipeline, "find_compilers", lambda choice, soname: ((fake,), ("fake",)))
+    return fake
+
+
+def specs_of(model: str, device: str, tokens=None):
+    target = Target(device=offline_device(device))
+    counts = tokens or warmup.default_token_counts()
+    return warmup.distinct_specs(
+        warmup.buckets_of(target, MODELS[model], counts, DType.INT32, DType.FP32, exact=tokens is not None)
+    )
+
+
+@pytest.mark.parametrize("device", ARCHITECTURES)
+def test_default_token_counts_meet_every_kernel_choice(device):
+    every_count = tuple(range(1, 1200)) + tuple(range(1200, warmup.MAX_TOKENS, 37))
+    assert set(specs_of("qwen3-30b-a3b", device, every_count)) <= set(specs_of("qwen3-30b-a3b", device))
+
+
+def test_buckets_reach_from_one_to_the_next():
+    target = Target(device=offline_device("bmg-g21"))
+    buckets = warmup.buckets_of(
+        target, MODELS["deepseek-v3"], warmup.default_token_counts(), DType.INT32, DType.FP32, exact=False
+    )
+    assert buckets[0].first == 1
+    assert buckets[-1].last == warmup.MAX_TOKENS
+    assert [bucket.last + 1 for bucket in buckets[:-1]] == [bucket.first for bucket in buckets[1:]]
+
+
+def test_compiles_each_binary_once_and_finds_it_again(compiler, capsys):
+    assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21"]) == 0
+    first = capsys.readouterr().out
+    count = len(compiler.requests)
+    assert count == len({request.source for request in compiler.requests}) > 4
+    assert f"{count} compiled, 0 cached, 0 failed" in first
+    assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "-q"]) == 0
+    assert f"0 compiled, {count} cached, 0 failed" in capsys.readouterr().out
+    assert len(compiler.requests) == count
+
+
+def test_other_models_of_the_same_kind_need_nothing_new(compiler):
+    warmup.main(["qwen3-30b-a3b", "--device", "bmg-g21"])
+    count = len(compiler.requests)
+    warmup.main(["qwen3-235b-a22b", "--device", "bmg-g21"])
+    assert len(compiler.requests) == count
+
+
+def test_several_devices_in_one_go(compiler, capsys):
+    assert warmup.main(["olmoe-1b-7b", "--device", "bmg-g21,dg2,cpu-avx2", "--tokens", "1,64"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("bmg-g21 (offline)", "dg2 (offline)", "cpu-avx2 (offline)"))
+    assert "not checked" in out
+
+
+def test_dry_run_compiles_nothing_and_makes_no_folder(compiler, capsys, tmp_path):
+    assert warmup.main(["qwen3-30b-a3b", "--device", "pvc", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "0 cached" in out and "missing" in out and "M 1.." in out
+    assert not compiler.requests
+    assert not (tmp_path / "cache").exists()
+    warmup.main(["qwen3-30b-a3b", "--device", "pvc", "-q"])
+    capsys.readouterr()
+    warmup.main(["qwen3-30b-a3b", "--device", "pvc", "--dry-run"])
+    assert ", 0 to compile" in capsys.readouterr().out
+
+
+def test_explain_shows_each_bucket(compiler, capsys):
+    assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "1,4096", "--explain", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "M = 1\n" in out and "M = 4096\n" in out and "workspace" in out
+
+
+def test_index_and_weight_dtypes_can_be_narrowed(compiler):
+    warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "8", "--ids", "int64", "--weights", "fp32"])
+    text = " ".join(request.spec for request in compiler.requests)
+    assert "int32" not in text and "topk_weights_dtype=bf16" not in text
+
+
+def test_expert_parallel_ranks_get_kernels_with_a_map(compiler):
+    warmup.main(["deepseek-v3", "--device", "bmg-g21", "--tokens", "8", "--ep", "8"])
+    assert all("has_expert_map=False" not in request.spec for request in compiler.requests)
+    assert any("has_expert_map=True" in request.spec for request in compiler.requests)
+
+
+def test_a_failing_compiler_is_reported_with_its_evidence(compiler, capsys):
+    compiler.failure = "the compiler reported an error (code 1)"
+    assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "8"]) == 1
+    captured = capsys.readouterr()
+    assert "0 compiled, 0 cached" in captured.out
+    assert "toy.cpp:3:1: error: no" in captured.err
+
+
+def test_without_compiling_it_says_what_is_missing(compiler, capsys, monkeypatch):
+    monkeypatch.setenv("JITMOE_DISABLE_JIT", "1")
+    assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "8"]) == 1
+    assert "JITMOE_DISABLE_JIT=1 forbids compiling" in capsys.readouterr().err
+    assert not compiler.requests
+
+
+def test_without_a_place_to_store_it_refuses(compiler, capsys, monkeypatch, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("JITMOE_CACHE_DIR", str(blocked / "cache"))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(blocked))
+    assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21"]) == 1
+    assert "JITMOE_CACHE_DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["qwen3-30b"], "Did you mean qwen3-30b-a3b"),
+        (["gpt-oss-20b"], "swiglu_oai"),
+        (["mixtral-8x7b", "--device", "bgm-g21"], "did you mean bmg-g21"),
+        (["mixtral-8x7b", "--device", "bmg-g21", "--tp", "3"], "cannot be split tensor parallel into 3"),
+    ],
+)
+def test_what_is_not_understood_ends_with_2(arguments, words, capsys):
+    assert warmup.main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["x", "--tokens", "0"], ["x", "--ids", "int8"], ["x", "--jobs", "0"]])
+def test_wrong_command_lines_end_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        warmup.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_quantized_config_needs_an_explicit_dtype(compiler, capsys, tmp_path):
+    path = tmp_path / "config.json"
+    config = {"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128, "num_local_experts": 4,
+              "num_experts_per_tok": 2, "quantization_config": {"quant_method": "fp8"}}  # fmt: skip
+    path.write_text(json.dumps(config))
+    assert warmup.main([str(path), "--device", "bmg-g21"]) == 2
+    assert "--dtype bf16" in capsys.readouterr().err
+    assert warmup.main([str(path), "--device", "bmg-g21", "--dtype", "bf16", "--dry-run"]) == 0
+
+
+def test_the_table_is_shown_with_what_has_no_kernels(capsys):
+    assert warmup.main(["--list-models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(MODELS) + 1
+    assert sum("no kernels" in line for line in lines) == 2
+
+
+def test_default_device_is_the_gpu_then_the_cpu(monkeypatch):
+    gpu = Target(device=offline_device("pvc"), queue=object())
+    cpu = Target(device=devices.offline_cpu(devices.CpuIsa.AVX2), queue=object())
+    monkeypatch.setattr(devices, "present_targets", lambda: ((gpu, cpu), ()))
+    assert devices.resolve([]) == (gpu,)
+    assert devices.resolve(["cpu"]) == (cpu,)
+    assert devices.resolve(["pvc"]) == (gpu,)
+    assert not devices.resolve(["dg2"])[0].is_present
+    monkeypatch.setattr(devices, "present_targets", lambda: ((cpu,), ()))
+    assert devices.resolve([]) == (cpu,)
+    monkeypatch.setattr(devices, "present_targets", lambda: ((), ("no dpctl",)))
+    with pytest.raises(devices.DeviceError, match="no dpctl"):
+        devices.resolve([])
+    assert devices.resolve(["bmg-g21"])[0].device.arch == "bmg-g21"
