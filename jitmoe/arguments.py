@@ -135,7 +135,9 @@ def fused_moe_problem(
         )
     if ids.shape[0] != num_tokens or not 1 <= ids.shape[1] <= MAX_TOP_K:
         raise ArgumentError(
-            argument="topk_ids", got=f"shape {_shape(ids)}", expected=f"[M, k] with M = {num_tokens} and k >= 1"
+            argument="topk_ids",
+            got=f"shape {_shape(ids)}",
+            expected=f"[M, k] with M = {num_tokens} and 1 <= k <= {MAX_TOP_K}",
         )
     top_k = ids.shape[1]
     if weights.shape != ids.shape:

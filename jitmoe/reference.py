@@ -53,6 +53,7 @@ def fused_moe(
     """
     import torch
 
+    activation = Activation(activation)
     compute = torch.float32 if compute_dtype is None else compute_dtype
     num_experts, hidden_size = w1.shape[0], hidden_states.shape[-1]
     x = hidden_states.reshape(-1, hidden_size)

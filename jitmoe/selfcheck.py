@@ -16,6 +16,7 @@ from jitmoe.problem import DType, Layout, MoEProblem
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.loader import Kernel
 from jitmoe.runtime.stream import Stream
+from jitmoe.spec import KernelSpec
 
 TENSOR_NAMES = ("hidden_states", "w1", "w2", "topk_weights", "topk_ids", "expert_map", "out")
 
@@ -27,7 +28,7 @@ SEED = 20260101
 _POISON = 0xFF  # NaN in every float format: what a kernel leaves out shows
 
 
-def check(problem: MoEProblem, plan: Plan, kernels: Mapping[object, Kernel], stream: Stream) -> tuple[float, str]:
+def check(problem: MoEProblem, plan: Plan, kernels: Mapping[KernelSpec, Kernel], stream: Stream) -> tuple[float, str]:
     """Runs ``plan`` for the small ``problem`` and compares with the float64 reference.
 
     ``stream`` is private to the check: its workspace is overwritten and it is waited for.
@@ -71,11 +72,13 @@ def check(problem: MoEProblem, plan: Plan, kernels: Mapping[object, Kernel], str
 
 def judge(result: Any, expected: Any, dtype: DType) -> tuple[float, str]:
     """Returns (relative Frobenius error, what is wrong or "") of a torch tensor against its float64 expectation."""
+    import torch
+
     wrong = (result.double() - expected).abs()
     if not bool(wrong.isfinite().all()):
         missing = int((~wrong.isfinite()).sum())
         return float("inf"), f"{missing} of {wrong.numel()} elements are not finite"
-    error = float(wrong.norm() / expected.norm())
+    error = float(wrong.norm() / expected.norm().clamp_min(torch.finfo(torch.float64).tiny))  # 0/0: nothing wrong
     tolerance = TOLERANCES[dtype]
     if error > tolerance:
         return error, f"relative error {error:.2e} exceeds {tolerance:.0e}"

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""jitmoe-info's judgements over made-up facts, and that it survives whatever is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jitmoe import knobs
+from jitmoe.cache.files import FileStore
+from jitmoe.cli import advice, facts, info
+from jitmoe.cli.advice import Finding
+from jitmoe.cli.facts import Facts
+from jitmoe.cli.layers import Layer
+
+LAYER = Layer(store=FileStore(Path("cache"), writable=True), role="writable", state="")
+CPU = {"kind": "cpu", "arch": "x86-64", "name": "A CPU", "isa": "avx2", "compute_units": 8, "driver": "1", "runs": True,
+       "error": "", "words": "A CPU (cpu)"}  # fmt: skip
+GPU = {**CPU, "kind": "gpu", "arch": "bmg-g31", "name": "Arc Pro B70", "words": "Arc Pro B70 (gpu)", "isa": None}
+COMPILER = {"name": "sycl-jit", "identity": "sycl-jit 2026.2.0 sha256=x", "used": True, "works": True, "error": "",
+            "seconds": 0.1}  # fmt: skip
+
+
+def made(**changes: Any) -> Facts:
+    """Facts of a machine on which all is well; a test names what it varies."""
+    values: dict[str, Any] = {
+        "jitmoe": "1.0",
+        "python": "3.12",
+        "system": "Linux",
+        "packages": {"torch": "2.13.0", "dpctl": "0.22.1", "intel-sycl-rt": "2026.2.0", "intel-opencl-rt": "2026.2.0"},
+        "environment": {},
+        "knob_rows": (),
+        "knob_errors": (),
+        "settings": knobs.Knobs(),
+        "compilers": (COMPILER,),
+        "searched": ("icpx: not on PATH", "intel-sycl-rt 2026.2.0"),
+        "needed_libsycl": "libsycl.so.9",
+        "torch": {"version": "2.13.0", "xpu_available": False, "devices": [], "libsycl": []},
+        "sycl": {"devices": [], "targets": [CPU], "problems": [], "libsycl": ["libsycl.so.9"], "cpu_runtime": "/x"},
+        "hidden_devices": (),
+        "path_libsycl": (),
+        "render_nodes": (),
+        "free_memory": 8 << 30,
+        "free_disk": 8 << 30,
+        "start_method": "spawn",
+    }
+    return Facts(**{**values, **changes})
+
+
+def findings(layers: tuple[Layer, ...] = (LAYER,), **changes: Any) -> list[Finding]:
+    return advice.find_all(made(**changes), layers)
+
+
+def without(*packages: str) -> dict[str, Any]:
+    return {"packages": {**made().packages, **dict.fromkeys(packages)}}
+
+
+def test_nothing_to_say_where_all_is_well():
+    assert findings() == []
+
+
+NO_DEVICE = {**made().sycl, "targets": []}
+CASES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "no dpctl": ({**without("dpctl"), "sycl": {"error": "no module"}}, "problem", "dpctl is not installed"),
+    "old dpctl": ({"packages": {**made().packages, "dpctl": "0.19.0"}}, "problem", "too old"),
+    "runtime crashes": ({"sycl": {"error": "boom (signal 11)"}}, "problem", "signal 11"),
+    "no torch": ({**without("torch"), "torch": {"error": "no module"}}, "warning", "torch is not installed"),
+    "broken torch": ({"torch": {"error": "OSError: libfoo"}}, "warning", "libfoo"),
+    "two libsycl": ({"torch": {**made().torch, "libsycl": ["libsycl.so.8"]}}, "problem", "libsycl.so.8"),
+    "old toolkit on the path": ({"path_libsycl": ("/opt/libsycl.so.8",)}, "warning", "LD_LIBRARY_PATH"),
+    "no CPU runtime": ({**without("intel-opencl-rt"), "sycl": NO_DEVICE}, "problem", "intel-opencl-rt"),
+    "CPU runtime not registered": (
+        {"sycl": NO_DEVICE, "environment": {"OCL_ICD_FILENAMES": "/other.so"}}, "problem", "no CPU device"),
+    "hidden": (
+        {"hidden_devices": ("Arc",), "environment": {"ONEAPI_DEVICE_SELECTOR": "opencl:cpu"}}, "warning", "hides Arc"),
+    "no access to the GPU": (
+        {"render_nodes": ({"path": "/dev/dri/renderD128", "accessible": False},)}, "problem", "may not open"),
+    "no GPU driver": (
+        {"render_nodes": ({"path": "/dev/dri/renderD128", "accessible": True},)}, "warning", "SYCL does not show it"),
+    "probe fails": (
+        {"sycl": {**made().sycl, "targets": [{**CPU, "runs": False, "error": "nothing"}]}}, "problem", "probe kernel"),
+    "CPU build of torch": ({"sycl": {**made().sycl, "targets": [GPU, CPU]}}, "note", "no XPU support"),
+    "B70": ({"sycl": {**made().sycl, "targets": [GPU, CPU]}}, "note", "22958"),
+    "no compiler": ({"compilers": ()}, "problem", "no compiler"),
+    "wanted compiler": (
+        {"compilers": ({**COMPILER, "used": False},), "settings": knobs.Knobs(compiler="icpx")}, "problem",
+        "JITMOE_COMPILER=icpx"),
+    "broken compiler": ({"compilers": ({**COMPILER, "works": False},)}, "problem", "three lines"),
+    "broken icpx": (
+        {"compilers": ({**COMPILER, "name": "icpx", "works": False}, COMPILER)}, "warning", "icpx cannot compile"),
+    "ONEAPI_ROOT": ({"environment": {"ONEAPI_ROOT": "/opt"}}, "note", "ONEAPI_ROOT"),
+    "SYCL cache": ({"environment": {"SYCL_CACHE_PERSISTENT": "1"}}, "warning", "22853"),
+    "CPU target": ({"environment": {"CL_CONFIG_CPU_TARGET_ARCH": "corei7"}}, "warning", "corei7"),
+    "fork": ({"start_method": "fork"}, "note", "fork"),
+    "bad knob": ({"knob_errors": ("JITMOE_JOBS: expected a number",)}, "problem", "JITMOE_JOBS"),
+    "no compiling": ({"settings": knobs.Knobs(disable_jit=True)}, "note", "JITMOE_DISABLE_JIT"),
+    "full disk": ({"free_disk": 1 << 20}, "warning", "1.0 MB are free"),
+    "little memory": ({"free_memory": 1 << 20}, "warning", "memory"),
+    "failed check": ({"failed_checks": ("toy on A CPU: wrong",)}, "warning", "toy on A CPU"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_trap_is_seen_and_comes_with_advice(case):
+    changes, level, words = CASES[case]
+    matching = [finding for finding in findings(**changes) if words in finding.what]
+    assert [finding.level for finding in matching] == [level]
+    assert matching[0].advice
+
+
+@pytest.mark.parametrize("value", ["", "0", "false"])
+def test_a_sycl_cache_that_is_off_is_no_trap(value):
+    assert findings(environment={"SYCL_CACHE_PERSISTENT": value}) == []
+
+
+def test_cache_folders_are_judged():
+    refused = dataclasses.replace(LAYER, role="not usable", state="belongs to user 7")
+    instead = dataclasses.replace(LAYER, state="used instead")
+    assert [finding.level for finding in findings((refused,))] == ["warning", "warning"]
+    assert "reboot" in findings((refused, instead))[1].what
+
+
+def test_the_worst_comes_first():
+    levels = [finding.level for finding in findings(compilers=(), start_method="fork", free_disk=1)]
+    assert levels == ["problem", "warning", "note"]
+
+
+def test_report_names_everything_and_the_verdict():
+    text = info.report(
+        made(), [LAYER], [Finding("warning", "something\nwith evidence", "do this")], ["A CPU (cpu)"], []
+    )
+    assert "runs the probe kernel" in text and "probe kernel in 0.10 s" in text
+    assert "!  something" in text and "with evidence" in text and "do this" in text
+    assert text.endswith("fused_moe runs on\n  A CPU (cpu)")
+    bare = made(sycl={"error": "x"}, torch={"error": "y"}, compilers=(), searched=())
+    assert "cannot run its kernels here" in info.report(bare, [], [], [], [])
+
+
+def test_cached_kernels_are_enough_without_a_compiler():
+    bare = made(compilers=(), sycl={**made().sycl, "targets": [{**CPU, "runs": None}]})
+    assert advice.working_targets(bare) == []
+    assert advice.usable_from_cache(bare, ["x86-64"]) == ["A CPU (cpu)"]
+    assert advice.usable_from_cache(bare, ["bmg-g21"]) == []
+
+
+def test_exit_code_and_json_follow_the_facts(monkeypatch, capsys):
+    monkeypatch.setattr(info, "collect", lambda folder, failed: made(failed_checks=failed))
+    assert info.main(["--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["runs_on"] == ["A CPU (cpu)"]
+    assert record["cache"][0]["role"] == "writable"
+    monkeypatch.setattr(info, "collect", lambda folder, failed: made(sycl={"error": "x"}))
+    assert info.main([]) == 1
+
+
+def test_settings_are_shown_with_their_origin_and_bad_ones_do_not_stop_it():
+    settings, rows, errors = facts.read_knobs({"JITMOE_STRICT": "1", "MAX_JOBS": "3", "JITMOE_LOCK_TIMEOUT": "soon"})
+    by_name = {row["variable"]: (row["value"], row["origin"]) for row in rows}
+    assert by_name["JITMOE_STRICT"] == ("1", "environment")
+    assert by_name["JITMOE_JOBS"] == ("3", "MAX_JOBS")
+    assert by_name["JITMOE_LOCK_TIMEOUT"] == ("60", "default")
+    assert settings.strict and len(errors) == 1 and "JITMOE_LOCK_TIMEOUT" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "signal 11"),
+        ("import sys; print('bad news', file=sys.stderr); sys.exit(15)", "bad news (exit code 15)"),
+        ("print('no JSON')", "no output (exit code 0)"),
+        ("import time; time.sleep(60)", "no answer within"),
+    ],
+)
+def test_a_child_that_dies_or_hangs_is_a_fact(monkeypatch, script, words):
+    run = subprocess.run
+    monkeypatch.setattr(facts, "CHILD_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(facts.subprocess, "run", lambda command, **more: run((sys.executable, "-c", script), **more))
+    assert words in facts.ask_child("sycl")["error"]
+
+
+def test_a_missing_module_in_the_child_is_a_fact(tmp_path, monkeypatch):
+    (tmp_path / "dpctl.py").write_text("raise ImportError('no dpctl here')")
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "no torch here" in facts.ask_child("torch")["error"]
+    assert "no dpctl here" in facts.ask_child("sycl")["error"]
