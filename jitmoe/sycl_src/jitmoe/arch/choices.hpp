@@ -8,7 +8,7 @@ namespace jitmoe {
 
 enum class XeWeights {
   block2d,  // 2D block messages (arch/block2d.hpp): experts 64 B aligned, row pitch a multiple of 16 B
-  row,      // one contiguous message per row (arch/block1d.hpp): K contiguous, rows 4 B aligned, K a multiple of 32
+  row,      // 32 B of a row per lane (arch/block1d.hpp): K contiguous, rows 4 B aligned, K a multiple of 32
   element,  // 16-bit loads with masks: any stride, any size
 };
 

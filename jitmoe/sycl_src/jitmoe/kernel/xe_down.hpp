@@ -46,8 +46,8 @@ template <class Config> struct XeDownEpilogue {
   const XeDownArgs& args;
   const int32* pairs;  // of the row block
   int32 count;
-  bool keep;        // nk: the lane's row exists
-  int32 lane_pair;  // kn: the pair of the lane's row, -1 if there is none
+  bool keep;        // weights as A: the lane's row exists
+  int32 lane_pair;  // weights as B: the pair of the lane's row, -1 if there is none
   float weight;
   float* target;
 

@@ -7,8 +7,8 @@
 #pragma once
 
 #include <jitmoe/mainloop/k_slices.hpp>
-#include <jitmoe/mainloop/xe_kn.hpp>
-#include <jitmoe/mainloop/xe_nk.hpp>
+#include <jitmoe/mainloop/xe_weights_a.hpp>
+#include <jitmoe/mainloop/xe_weights_b.hpp>
 #include <jitmoe/scheduler/block_walk.hpp>
 
 namespace jitmoe::kernel {
@@ -33,13 +33,15 @@ struct XeGroupedGemm {
   int32 column_step;           // output columns per sub-group
 };
 
-template <class Config> struct SelectMainLoop { using type = mainloop::XeNk<Config>; };
-template <class Config> requires(Config::layout == Layout::kn) struct SelectMainLoop<Config> {
-  using type = mainloop::XeKn<Config>;
+// Which operand the weights are, and so whether an accumulator's lanes are tokens or columns.
+template <class Config> constexpr bool kTokenLanes = Config::layout == Layout::nk && Config::simd == 16;
+template <class Config> struct SelectMainLoop { using type = mainloop::XeWeightsB<Config>; };
+template <class Config> requires(kTokenLanes<Config>) struct SelectMainLoop<Config> {
+  using type = mainloop::XeWeightsA<Config>;
 };
 
-// [N][K]: epilogue.begin_row(row), then token_lanes(column, first, second): the lane's row, 8 columns from `column`.
-// [K][N]: epilogue.begin_rows(row), then column_lanes(column, first, second): 8 rows, lane n has column + n.
+// Weights as A: epilogue.begin_row(row), then token_lanes(column, first, second): the lane's row, 8 columns from `column`.
+// Weights as B: epilogue.begin_rows(row), then column_lanes(column, first, second): 8 rows, lane n has column + n.
 // Rows count from the row block's first sorted pair and may reach past its count.
 template <class Config, class MakeEpilogue>
 inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogue) {
@@ -87,7 +89,7 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
         if (!active || slice > 0) return;
 
         auto epilogue = make_epilogue(tile);
-        if constexpr (Config::layout == Layout::nk) {
+        if constexpr (kTokenLanes<Config>) {
           _Pragma("unroll(MainLoop::kUnroll)") for (int32 i = 0; i < MainLoop::kTokenBlocks; ++i) {
             epilogue.begin_row(row + i * kSimd + arch::lane_id());
             _Pragma("unroll(MainLoop::kUnroll)") for (int32 j = 0; j < MainLoop::kColumnBlocks; ++j)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What both main loops (xe_nk.hpp, xe_kn.hpp) share: the operands of one sub-group's tile and its position.
+// What both main loops (xe_weights_a.hpp, xe_weights_b.hpp) share: the operands of one sub-group's tile and its position.
 //
 // A sub-group computes tile_rows tokens x (tile_columns + tile_columns) columns: two blocks of weight columns against the
 // same tokens. For gate_up they are a gate block and its up block, for down two neighbouring blocks.

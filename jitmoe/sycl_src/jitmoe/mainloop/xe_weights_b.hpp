@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Main loop for weights with N contiguous ([K][N]): the tokens are the A operand of dpas, the weights the B operand.
+// Main loop with the tokens as the A operand of dpas and the weights as the B operand: weights with N contiguous
+// ([K][N]), and everything at sub-group size 8 (dg2).
 //
-//   acc[q][j][i] element m, lane n = sum over k of x[first + 8i + m][k] * W[k][column[q] + S*j + n]
+//   acc[q][j][i] element m, lane n = sum over k of x[first + 8i + m][k] * W(column[q] + S*j + n, k)
 //
-// B (weights) comes from a VNNI 2D load, which pairs two k of one column in a dword; A (tokens) from a plain 2D load of
-// packed rows. Each lane ends with one column and 8 neighbouring tokens per accumulator.
+// B (weights): a VNNI 2D load of [K][N] pairs two k of one column in a dword; of [N][K] rows each lane takes 32 bytes of
+// its own column's row (XeWeights::row), one message per 8 columns and 16 k without a single move around it.
+// A (tokens): a plain 2D load of packed rows; without 2D blocks one message per row and K step, packed or gathered.
+// Each lane ends with one column and 8 neighbouring tokens per accumulator.
 #pragma once
 
 #include <jitmoe/arch/block1d.hpp>
@@ -17,7 +20,7 @@ namespace jitmoe::mainloop {
 using arch::f32x8;
 using arch::u32x8;
 
-template <class Config> struct XeKn {
+template <class Config> struct XeWeightsB {
   static constexpr int32 kSimd = Config::simd;
   static constexpr int32 kColumnBlocks = Config::tile_columns / kSimd;
   static constexpr int32 kTokenBlocks = Config::tile_rows / arch::kDpasRows;
@@ -27,8 +30,9 @@ template <class Config> struct XeKn {
   static constexpr bool kBlockWeights = Config::weights == XeWeights::block2d;
   static constexpr bool kBlockTokens = Config::tokens == XeTokens::block2d;
   using A = arch::dpas_a_t<kSimd>;
-  static_assert(Config::tokens != XeTokens::gather, "[K][N] weights read packed tokens");
-  static_assert(Config::weights != XeWeights::row, "[K][N] weights have no contiguous K rows");
+  static_assert(Config::layout == Layout::kn || kSimd == 8, "see XeWeightsA");
+  static_assert(Config::layout == Layout::kn || !kBlockWeights, "2D blocks of [N][K] weights are A operands");
+  static_assert(Config::layout == Layout::nk || Config::weights != XeWeights::row, "[K][N] has no contiguous K rows");
   static_assert(Config::tile_columns % kSimd == 0 && Config::tile_rows % arch::kDpasRows == 0, "tile: whole dpas only");
   static_assert(!(kBlockWeights || kBlockTokens) || kSimd == 16, "2D blocks need sub-group size 16");
   static_assert(kBlockTokens || kSimd == 8, "packed rows are read by 2D blocks at sub-group size 16");
@@ -77,11 +81,14 @@ template <class Config> struct XeKn {
     }
   };
 
-  // B operand of S columns from `column` and 16 k from `k`, by masked 16-bit loads (see XeNk::element_a).
-  static u32x8 element_b(const Weights& w, int32 column, int32 k) {
+  // B operand of S columns from `column` and 16 k from `k`: columns past the end repeat the last one (their results are
+  // never kept); k past the end gives zeros (whatever lies there may be a NaN).
+  static u32x8 load_b(const Weights& w, int32 column, int32 k) {
     const int32 n = column + arch::lane_id() < w.columns ? column + arch::lane_id() : w.columns - 1;
+    if constexpr (Config::weights == XeWeights::row) return arch::read_lane(w.matrix + n * w.stride + k);
     const auto at = [&](int32 position) {
-      const uint16 value = w.matrix[(position < w.k ? position : w.k - 1) * w.stride + n];
+      const int32 inside = position < w.k ? position : w.k - 1;
+      const uint16 value = w.matrix[Config::layout == Layout::kn ? inside * w.stride + n : n * w.stride + inside];
       return position < w.k ? value : uint16(0);
     };
     u32x8 b;
@@ -96,6 +103,15 @@ template <class Config> struct XeKn {
                                                               {weight_surface(w), w.column[1], k_begin}};
     arch::LoadPayload<kEmulated, kLoadRows, 2> token_block(kBlockTokens ? token_surface(x) : weight_surface(w),
                                                            k_begin, x.first);
+    // Without 2D blocks: the token rows' addresses, the same for all lanes, clamped to the last row.
+    const uint16* row[kBlockTokens ? 1 : Config::tile_rows];
+    if constexpr (!kBlockTokens) {
+      _Pragma("unroll(kUnroll)") for (int32 r = 0; r < Config::tile_rows; ++r) {
+        int32 m = x.first + r < x.count ? x.first + r : x.count - 1;
+        if constexpr (Config::tokens == XeTokens::gather) m = x.pairs[m] / x.top_k;
+        row[r] = x.rows + m * x.stride;
+      }
+    }
     Prefetcher prefetcher(w, x, place, k_begin);
     for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
 
@@ -115,8 +131,7 @@ template <class Config> struct XeKn {
         token_block.add_x(kStep);
       } else {
         _Pragma("unroll(kUnroll)") for (int32 r = 0; r < Config::tile_rows; ++r) {
-          const int32 m = x.first + r < x.count ? x.first + r : x.count - 1;
-          const arch::u32x2 pair = arch::read_row<kEmulated, kSimd>(x.rows + m * x.stride + k);
+          const arch::u32x2 pair = arch::read_row<kEmulated, kSimd>(row[r] + k);
           tokens[r / 8][0][r % 8] = pair[0];
           tokens[r / 8][1][r % 8] = pair[1];
         }
@@ -134,8 +149,8 @@ template <class Config> struct XeKn {
               _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h)
                 _Pragma("unroll(kUnroll)") for (int32 i = 0; i < 8; ++i) b[c][h][i] = values[16 * c + 8 * h + i];
           } else {
-            b[0][0] = element_b(w, w.column[q] + l * kSimd, k);
-            b[0][1] = element_b(w, w.column[q] + l * kSimd, k + 16);
+            b[0][0] = load_b(w, w.column[q] + l * kSimd, k);
+            b[0][1] = load_b(w, w.column[q] + l * kSimd, k + 16);
           }
           _Pragma("unroll(kUnroll)") for (int32 c = 0; c < kPerLoad; ++c)
             _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h)

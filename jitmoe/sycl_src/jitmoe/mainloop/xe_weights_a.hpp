@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Main loop for weights with K contiguous ([N][K]): the weights are the A operand of dpas, the tokens the B operand.
+// Main loop with the weights as the A operand of dpas and the tokens as the B operand: weights with K contiguous ([N][K])
+// at sub-group size 16.
 //
 //   acc[q][j][i] element m, lane n = sum over k of W[column[q] + 8j + m][k] * x[first + S*i + n][k]
 //
@@ -22,7 +23,7 @@ namespace jitmoe::mainloop {
 using arch::f32x8;
 using arch::u32x8;
 
-template <class Config> struct XeNk {
+template <class Config> struct XeWeightsA {
   static constexpr int32 kSimd = Config::simd;
   static constexpr int32 kColumnBlocks = Config::tile_columns / arch::kDpasRows;
   static constexpr int32 kTokenBlocks = Config::tile_rows / kSimd;
@@ -32,8 +33,8 @@ template <class Config> struct XeNk {
   static constexpr bool kBlockWeights = Config::weights == XeWeights::block2d;
   static constexpr bool kBlockTokens = Config::tokens == XeTokens::block2d;
   using A = arch::dpas_a_t<kSimd>;
+  static_assert(kSimd == 16 && Config::layout == Layout::nk && Config::weights != XeWeights::row, "see XeWeightsB");
   static_assert(Config::tile_rows % kSimd == 0 && Config::tile_columns % arch::kDpasRows == 0, "tile: whole dpas only");
-  static_assert(!(kBlockWeights || kBlockTokens) || kSimd == 16, "2D blocks need sub-group size 16");
 
   static constexpr int32 kLoadRows = Config::tile_columns < 32 ? Config::tile_columns : 32;  // rows per weight load
   static constexpr int32 kLoads = Config::tile_columns / kLoadRows;
@@ -95,12 +96,9 @@ template <class Config> struct XeNk {
     _Pragma("unroll(kUnroll)") for (int32 m = 0; m < arch::kDpasRows; ++m) {
       const int32 n = column + m < w.columns ? column + m : w.columns - 1;
       const uint16* row = w.matrix + n * w.stride;
-      const auto at = [&](int32 position) {
-        const uint16 value = row[position < w.k ? position : w.k - 1];
-        return position < w.k ? value : uint16(0);
-      };
-      if constexpr (kSimd == 16) a[m] = int16(at(k + arch::lane_id()));
-      else a[m] = int32(at(k + 2 * arch::lane_id()) | uint32(at(k + 2 * arch::lane_id() + 1)) << 16);
+      const int32 position = k + arch::lane_id();
+      const uint16 value = row[position < w.k ? position : w.k - 1];
+      a[m] = int16(position < w.k ? value : uint16(0));
     }
     return a;
   }
@@ -163,18 +161,7 @@ template <class Config> struct XeNk {
         _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
           _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) {
             const int32 column = w.column[q] + 8 * j;
-            A low, high;
-            if constexpr (Config::weights == XeWeights::row) {
-              _Pragma("unroll(kUnroll)") for (int32 m = 0; m < arch::kDpasRows; ++m) {
-                const int32 n = column + m < w.columns ? column + m : w.columns - 1;
-                const arch::u32x2 pair = arch::read_row<kEmulated, kSimd>(w.matrix + n * w.stride + k);
-                low[m] = pair[0];
-                high[m] = pair[1];
-              }
-            } else {
-              low = element_a(w, column, k);
-              high = element_a(w, column, k + 16);
-            }
+            const A low = element_a(w, column, k), high = element_a(w, column, k + 16);
             _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
               f32x8& sum = acc[index(q, j, i)];
               sum = arch::dpas<kEmulated, kSimd, Config::dtype>(low, tokens[i][0], sum);
