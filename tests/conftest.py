@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,13 +101,10 @@ def jitmoe_as_new(
     shares = request.node.get_closest_marker("device") and "private_cache" not in request.fixturenames
     monkeypatch.setenv("JITMOE_CACHE_DIR", str(shared_cache_dir if shares else tmp_path / "cache"))
     if shares:
-        from jitmoe import knobs
-
-        knobs._current = None
+        state = _State()
+        state.clear(pipeline=False)  # prepared calls remember what the settings were
         yield
-        knobs._current = None
-        if "jitmoe.api" in sys.modules:
-            sys.modules["jitmoe.api"]._warned.clear()
+        state.clear(pipeline=False)
         return
     state = _State()
     state.clear(pipeline=True)
