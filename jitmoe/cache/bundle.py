@@ -34,7 +34,7 @@ MAX_BUNDLE_BYTES = 4 << 30  # of all members together, since they are held in me
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # Names become paths below the cache folder, so they are plain words.
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_KERNEL_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_KERNEL_NAME = _FILE_NAME
 
 
 def write_bundle(path: Path, entries: Sequence[Entry], *, version: str) -> int:

@@ -241,7 +241,7 @@ def _traps(facts: Facts) -> Iterator[Finding]:
     if any(gpu["arch"] == "bmg-g31" for gpu in gpus) and environment.get("SYCL_UR_USE_LEVEL_ZERO_V2") != "0":
         yield Finding(
             "note",
-            "Arc Pro B70: runtimes of 2026.1 may call null pointers in the Level Zero V2 adapter (intel/llvm issue 22958)",
+            "Arc Pro B70: runtimes of 2026.1 may crash in the Level Zero V2 adapter (intel/llvm issue 22958)",
             "if a process dies without a message, try SYCL_UR_USE_LEVEL_ZERO_V2=0",
         )
     if facts.start_method == "fork":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from jitmoe.cache.files import FileStore, StoredEntry, UntrustedFolderError
 from jitmoe.cache.key import SCHEMA_VERSION
 from jitmoe.cli import terminal
 from jitmoe.cli.layers import Layer, find_layers
-from jitmoe.cli.stale import Present, why_entry_is_stale, why_verdict_is_stale
+from jitmoe.cli.stale import Present, image_of, why_entry_is_stale, why_verdict_is_stale
 from jitmoe.cli.terminal import EXIT_FAILED, EXIT_OK, EXIT_USAGE, count, format_age, format_size, text_table
 from jitmoe.errors import CacheError
 from jitmoe.source import header_digest
 
+_FULL_DEVICE = re.compile(r"\((?:cpu|gpu|xe-emulated), ([^,)]+)")
 SHORT_DIGEST = 12  # characters shown, and enough to name an entry
 
 EXAMPLES = """\
@@ -56,10 +58,15 @@ class Item:
 
     @property
     def device(self) -> str:
-        return str(self.stored.info.get("device", ""))
+        """The architecture; machine code names its device in full, with the architecture in parentheses."""
+        device = str(self.stored.info.get("device", ""))
+        found = _FULL_DEVICE.search(device)
+        return found.group(1) if found else device
 
     @property
     def compiler(self) -> str:
+        if image_of(self.stored):
+            return f"driver {self.stored.info.get('driver', '')}"
         return " ".join(str(self.stored.info.get("compiler", "")).split()[:2])
 
     @property
@@ -230,15 +237,16 @@ def _entry_record(item: Item) -> dict[str, Any]:
 def _entry_text(record: dict[str, Any]) -> str:
     now = terminal.now()
     info, build = record["info"], record["build"]
+    seconds = f", in {float(info['seconds']):.2f} s" if info.get("seconds") is not None else ""
     rows = [
         ("entry", record["digest"]),
         ("kernel", record["kernel"]),
         ("spec", str(record["spec"])),
         ("device", record["device"] + (f", driver {build['driver']}" if build.get("driver") else "")),
-        ("compiler", str(record["compiler"])),
+        ("compiler", str(record["compiler"] or "the device's driver")),
         ("options", str(build.get("argv", "")).replace("\n", " ")),
         ("sources", f"jitmoe {info.get('jitmoe')}, headers {str(info.get('headers'))[:SHORT_DIGEST]}"),
-        ("compiled", f"{format_age(now - float(info.get('created', now)))}, in {float(info.get('seconds', 0)):.2f} s"),
+        ("made", format_age(now - float(info.get("created", now))) + seconds),
         ("last used", format_age(now - record["last_used"])),
         ("files", ", ".join(f"{name} {format_size(size)}" for name, size in record["files"].items())),
         ("folder", record["path"]),
@@ -342,9 +350,10 @@ def _removals(options: argparse.Namespace, store: FileStore) -> list[Removal]:
     everything = options.all
     present = what_is_present() if options.stale else None
     removals: list[Removal] = []
-    staying = []
+    staying = set()
     going = set()
-    for item in items_of([Layer(store=store, role="writable", state="")]):
+    items = items_of([Layer(store=store, role="writable", state="")])
+    for item in sorted(items, key=lambda item: bool(image_of(item.stored))):  # images before code made from them
         why = ""
         if present is not None:
             why = why_entry_is_stale(item.stored, present)
@@ -352,8 +361,11 @@ def _removals(options: argparse.Namespace, store: FileStore) -> list[Removal]:
             why = "asked for"
         elif _matches(item, options.pattern):
             why = "matches"
+        image = image_of(item.stored)
+        if not why and image and image not in staying and (present is not None or image in going):
+            why = "the image it was made from goes" if image in going else "the image it was made from is gone"
         if not why:
-            staying.append(item.digest)
+            staying.add(item.digest)
             continue
         going.add(item.digest)
         removals.append(_entry_removal(store, item.stored.path, item.stored.key.name, why, item.stored.num_bytes))

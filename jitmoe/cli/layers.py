@@ -27,15 +27,25 @@ class Layer:
 
     @property
     def is_readable(self) -> bool:
-        return self.role != "not usable" and self.path.is_dir()
+        return self.role != "not usable" and _is_folder(self.path)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # where even looking is forbidden
+        return False
 
 
 def _state(folder: Path) -> tuple[str, str]:
-    """Returns (can be written | can be read | neither, why not) of a folder that may not exist yet."""
+    """Returns (role, what a person should know) of a folder that may not exist yet."""
     existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
+    try:
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+    except OSError as error:
+        return "not usable", error.strerror or str(error)
+    if not _is_folder(existing):
         return "not usable", f"{existing} is no folder"
     if not os.access(existing, os.W_OK | os.X_OK):
         if existing == folder and os.access(folder, os.R_OK | os.X_OK):
@@ -55,7 +65,7 @@ def find_layers(settings: Knobs) -> tuple[Layer, ...]:
     layers = []
     for folder in settings.cache_readonly_dirs:
         role, state = _state(folder)
-        if state == "not made yet" or not folder.is_dir():
+        if not _is_folder(folder):
             role, state = "not usable", "there is no such folder"
         layers.append(
             Layer(

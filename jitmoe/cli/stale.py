@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,19 @@ class Present:
     devices: tuple[Device, ...]
 
 
+def image_of(stored: StoredEntry) -> str:
+    """Returns the digest of the entry that a driver's machine code was made from; empty for all other entries."""
+    return dict(stored.key.request).get("image", "")
+
+
 def why_entry_is_stale(stored: StoredEntry, present: Present) -> str:
     """Returns why an entry will never be looked up again here, or an empty string.
 
     Entries for devices that are not here (built for other machines) are kept: only what is here can be compared.
     """
     request, build = dict(stored.key.request), dict(stored.key.build)
+    if image_of(stored):
+        return _why_other_driver(str(stored.info.get("device", "")), build.get("driver"), build.get("device"), present)
     if present.headers and request.get("headers") not in (None, present.headers):
         return f"the kernel sources have changed since (jitmoe {stored.info.get('jitmoe', '?')} then)"
     # Without any compiler, images by whatever compiler are used, so none of them is stale.
@@ -40,7 +47,7 @@ def why_entry_is_stale(stored: StoredEntry, present: Present) -> str:
     return ""
 
 
-def why_verdict_is_stale(name: str, verdict: Mapping[str, Any], entries: Sequence[str], present: Present) -> str:
+def why_verdict_is_stale(name: str, verdict: Mapping[str, Any], entries: Collection[str], present: Present) -> str:
     """Returns why a record in ``trust/`` says nothing any more, or an empty string.
 
     Args:
@@ -54,11 +61,16 @@ def why_verdict_is_stale(name: str, verdict: Mapping[str, Any], entries: Sequenc
         return "a failed compilation is tried again"
     if digest not in entries:
         return "its kernel is gone"
-    known = {device.fingerprint for device in present.devices}
+    return _why_other_driver(str(verdict.get("device", "")), verdict.get("driver"), place, present)
+
+
+def _why_other_driver(words: str, driver: str | None, fingerprint: str | None, present: Present) -> str:
+    """Returns why something made on a device (``words`` = str(device)) does not hold for the same device today."""
+    if fingerprint in {device.fingerprint for device in present.devices}:
+        return ""
     for device in present.devices:
-        same_device = str(verdict.get("device", "")).startswith(f"{device.name} (")
-        if same_device and place not in known and verdict.get("driver") not in (None, device.driver_version):
-            return f"from driver {verdict['driver']}, here is {device.driver_version}"
+        if words.startswith(f"{device.name} (") and driver not in (None, device.driver_version):
+            return f"from driver {driver}, here is {device.driver_version}"
     return ""
 
 
