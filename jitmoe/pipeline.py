@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jitmoe
 from jitmoe import knobs, selfcheck
@@ -32,6 +33,10 @@ from jitmoe.source import header_digest, render
 from jitmoe.spec import KernelSpec
 
 logger = logging.getLogger("jitmoe")
+
+MAX_THREADS = 16  # that wait for compilers and drivers at once
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +93,11 @@ class Pipeline:
         places = {spec: (spec, stream.context_id, stream.emulated_arch) for spec in plan.specs}
         if not all(place in self._ready for place in places.values()):
             with self._lock:
-                entries = self.build(plan.specs, stream.device)
-                kernels = self._load_all(entries, stream)
+                obtained = self._obtain(
+                    plan.specs, stream.device, lambda spec, entry: (entry, self._load(spec, entry, stream))
+                )
+                entries = {spec: entry for spec, (entry, _) in obtained.items()}
+                kernels = {spec: kernel for spec, (_, kernel) in obtained.items()}
                 if not self._is_trusted(entries.values(), stream.device):
                     small = planner.check_problem(problem, choice)
                     self._check(small, planner.launches(small, stream.device, choice), entries, kernels, stream)
@@ -100,28 +108,42 @@ class Pipeline:
 
     def build(self, specs: Iterable[KernelSpec], device: Device) -> dict[KernelSpec, Entry]:
         """Returns a cache entry per spec, compiling the missing ones in parallel; needs no device."""
-        entries: dict[KernelSpec, Entry] = {}
-        missing = []
+        return self._obtain(tuple(specs), device, lambda spec, entry: entry)
+
+    def _obtain(
+        self, specs: tuple[KernelSpec, ...], device: Device, finish: Callable[[KernelSpec, Entry], _T]
+    ) -> dict[KernelSpec, _T]:
+        """Returns ``finish(spec, entry)`` per spec.
+
+        Each spec has a thread of its own, so one kernel is finished while others still compile; how many compile at
+        once is bounded by cores and memory.
+        """
+        found: dict[KernelSpec, Entry] = {}
         for spec in specs:
             started = time.perf_counter()
             entry = self._find(spec, device)
-            if entry is None:
-                missing.append(spec)
-            else:
-                entries[spec] = entry
+            if entry is not None:
+                found[spec] = entry
                 self.on_build(BuildEvent(spec=spec, source="cache", seconds=time.perf_counter() - started))
-        if not missing:
-            return entries
-        if self.settings.disable_jit:
+        missing = [spec for spec in specs if spec not in found]
+        if missing and self.settings.disable_jit:
             raise self._missing_kernel(missing[0], device)
-        if not self.compilers:
+        if missing and not self.compilers:
             raise ToolchainNotFoundError(searched=self._searched)
-        jobs = parallel_jobs(
-            len(missing), wanted=self.settings.jobs, memory_per_job_bytes=self.compilers[0].memory_per_job_bytes
+        memory_per_job = max((c.memory_per_job_bytes for c in self.compilers), default=1)
+        slots = threading.BoundedSemaphore(
+            parallel_jobs(max(1, len(missing)), wanted=self.settings.jobs, memory_per_job_bytes=memory_per_job)
         )
-        with ThreadPoolExecutor(jobs, thread_name_prefix="jitmoe-compile") as pool:
-            entries.update(zip(missing, pool.map(lambda spec: self._compile(spec, device), missing), strict=True))
-        return entries
+
+        def obtain(spec: KernelSpec) -> _T:
+            entry = found.get(spec)
+            if entry is None:
+                with slots:
+                    entry = self._compile(spec, device)
+            return finish(spec, entry)
+
+        with ThreadPoolExecutor(min(MAX_THREADS, max(1, len(specs))), thread_name_prefix="jitmoe-build") as pool:
+            return dict(zip(specs, pool.map(obtain, specs), strict=True))
 
     def cached(self, spec: KernelSpec, device: Device) -> Entry | None:
         """Returns the entry that ``build`` would use without compiling, or None."""
@@ -236,14 +258,6 @@ class Pipeline:
 
     # entry -> kernel
 
-    def _load_all(self, entries: dict[KernelSpec, Entry], stream: Stream) -> dict[object, Kernel]:
-        """Loads in parallel: the driver finishes each image for its device, which takes longer than all the rest."""
-        if len(entries) == 1 or all((e.key.digest, stream.context_id) in self._kernels for e in entries.values()):
-            return {spec: self._load(spec, entry, stream) for spec, entry in entries.items()}
-        with ThreadPoolExecutor(len(entries), thread_name_prefix="jitmoe-load") as pool:
-            loaded = pool.map(lambda item: self._load(item[0], item[1], stream), entries.items())
-            return dict(zip(entries, loaded, strict=True))
-
     def _load(self, spec: KernelSpec, entry: Entry, stream: Stream) -> Kernel:
         place = (entry.key.digest, stream.context_id)
         kernel = self._kernels.get(place)
@@ -319,7 +333,7 @@ class Pipeline:
         problem: MoEProblem,
         plan: Plan,
         entries: dict[KernelSpec, Entry],
-        kernels: dict[object, Kernel],
+        kernels: dict[KernelSpec, Kernel],
         stream: Stream,
     ) -> None:
         started = time.perf_counter()

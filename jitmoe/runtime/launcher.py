@@ -11,6 +11,7 @@ from jitmoe.plan.launch import Plan
 from jitmoe.runtime import sycl
 from jitmoe.runtime.loader import Kernel
 from jitmoe.runtime.stream import Stream
+from jitmoe.spec import KernelSpec
 
 _ARGUMENT_CODES = {
     "in": sycl.ARGUMENT_POINTER,
@@ -36,7 +37,7 @@ class _Submission:
 class BoundPlan:
     """A plan with loaded kernels. Not thread-safe by itself: ``submit`` runs under the stream's lock."""
 
-    def __init__(self, plan: Plan, kernels: Mapping[object, Kernel], tensor_names: Sequence[str]) -> None:
+    def __init__(self, plan: Plan, kernels: Mapping[KernelSpec, Kernel], tensor_names: Sequence[str]) -> None:
         self._workspace_bytes = plan.workspace_bytes
         self._workspace_at = -1
         offsets = plan.buffer_offsets()
