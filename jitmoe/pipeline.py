@@ -263,14 +263,26 @@ class Pipeline:
         kernel = self._kernels.get(place)
         if kernel is None:
             if ArtifactKind.SHARED_LIBRARY.value in entry.files:
-                image = entry.files[ArtifactKind.SHARED_LIBRARY.value]
-                kernel = loader.load_shared_library(spec.entry_name, image, entry.key.digest, stream)
+                kernel = self._load_shared_library(spec, entry, stream)
             elif ArtifactKind.SPIRV.value in entry.files:
                 kernel = self._load_spirv(spec, entry, stream)
             else:
                 raise LoadError(kernel=spec.entry_name, reason=f"entry {entry.origin} holds {sorted(entry.files)}")
             self._kernels[place] = kernel
         return kernel
+
+    def _load_shared_library(self, spec: KernelSpec, entry: Entry, stream: Stream) -> Kernel:
+        """Loads what icpx made; where that cannot be loaded, another compiler's image takes its place."""
+        image = entry.files[ArtifactKind.SHARED_LIBRARY.value]
+        try:
+            return loader.load_shared_library(spec.entry_name, image, entry.key.digest, stream)
+        except LoadError as error:
+            makers = {compiler.name for compiler in self.compilers if compiler.kind is ArtifactKind.SHARED_LIBRARY}
+            if len(makers) == len(self.compilers):
+                raise
+            self._broken |= makers
+            logger.warning("jitmoe: %s; going on with another compiler", error)
+            return self._load(spec, self._find(spec, stream.device) or self._compile(spec, stream.device), stream)
 
     def _load_spirv(self, spec: KernelSpec, entry: Entry, stream: Stream) -> Kernel:
         """Loads with the machine code that the driver made last time, or keeps what it makes now."""
