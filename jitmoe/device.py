@@ -52,4 +52,5 @@ class Device:
 
     def __str__(self) -> str:
         isa = f", {self.cpu_isa.value}" if self.cpu_isa is not None else ""
-        return f"{self.name} ({self.kind.value}, {self.arch}{isa}, driver {self.driver_version})"
+        driver = f", driver {self.driver_version}" if self.driver_version else ""  # none offline
+        return f"{self.name} ({self.kind.value}, {self.arch}{isa}{driver})"
