@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -249,7 +250,8 @@ def find_model(what: str) -> MoEModel:
 
     Args:
         what: a ``config.json``, a folder that holds one, a name of the built-in table (any published spelling:
-            "Qwen/Qwen3-30B-A3B-Instruct-2507"), or sizes ("H2048,I768,E128,k8").
+            "Qwen/Qwen3-30B-A3B-Instruct-2507"), "owner/name" of a model in the local Hugging Face cache, or sizes
+            ("H2048,I768,E128,k8").
 
     Raises:
         ModelError: it means nothing known, or the config.json cannot be read.
@@ -267,6 +269,9 @@ def find_model(what: str) -> MoEModel:
     model = MODELS.get(_ALIASES.get(plain, plain))
     if model is not None:
         return model
+    downloaded = _downloaded_config(what)
+    if downloaded is not None:
+        return read_config(downloaded)
     if path.is_dir():
         raise ModelError(model=what, reason=f"this folder holds no {CONFIG_NAME}")
     if path.suffix == ".json" or what.startswith((".", "~")) or path.is_absolute():
@@ -288,6 +293,20 @@ def find_model(what: str) -> MoEModel:
         advice=advice + "jitmoe-warmup --list-models shows the table; a config.json or sizes (H2048,I768,E128,k8) "
         "work for every other model",
     )
+
+
+def _downloaded_config(what: str) -> Path | None:
+    """Returns the newest config.json of "owner/name" in the local Hugging Face cache; nothing is downloaded."""
+    owner, slash, name = what.partition("/")
+    if not (owner and slash and name) or "/" in name or owner.startswith((".", "~")):
+        return None
+    hub = os.environ.get("HF_HUB_CACHE") or f"{os.environ.get('HF_HOME') or '~/.cache/huggingface'}/hub"
+    try:
+        folder = Path(hub).expanduser() / f"models--{owner}--{name}" / "snapshots"
+        found = [path for path in folder.glob(f"*/{CONFIG_NAME}") if path.is_file()]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    except (OSError, RuntimeError):  # no such place, or no home
+        return None
 
 
 # config.json

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jitmoe.cache import Cache
-from jitmoe.cache.files import FileStore, UntrustedFolderError, check_ownership
+from jitmoe.cache.files import FileStore, check_ownership
+from jitmoe.cache.key import SCHEMA_VERSION
 from jitmoe.cache.location import default_folder, temporary_folder
 from jitmoe.knobs import Knobs
 
@@ -37,6 +38,11 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
+def _store_folders() -> tuple[str, ...]:
+    """Returns the names of the folders in a cache folder that code is read from or written to."""
+    return f"v{SCHEMA_VERSION}", "trust", "locks", "tmp"
+
+
 def _state(folder: Path) -> tuple[str, str]:
     """Returns (role, what a person should know) of a folder that may not exist yet."""
     existing = folder
@@ -54,8 +60,10 @@ def _state(folder: Path) -> tuple[str, str]:
     if existing != folder:
         return "writable", "not made yet"
     try:
-        check_ownership(folder, folder.stat())
-    except (UntrustedFolderError, OSError) as error:
+        for part in (folder, *(folder / name for name in _store_folders())):
+            if part.exists():
+                check_ownership(part, part.stat())
+    except OSError as error:
         return "not usable", str(error)
     return "writable", ""
 
@@ -79,7 +87,7 @@ def find_layers(settings: Knobs) -> tuple[Layer, ...]:
         if role == "writable":
             return tuple(layers)
     fallback = temporary_folder()
-    role, state = _state(fallback)
+    role, state = _state(fallback) if not fallback.is_symlink() else ("not usable", "it is a symbolic link")
     reason = "used instead" if wanted is not None else "used because this user has no home folder"
     state = f"{reason}; {state}" if state else reason
     layers.append(Layer(store=FileStore(fallback, writable=role == "writable"), role=role, state=state))

@@ -19,7 +19,7 @@ from jitmoe.cli.layers import look_only_cache
 from jitmoe.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from jitmoe.compilers.base import parallel_jobs
 from jitmoe.device import DeviceKind
-from jitmoe.errors import ArgumentError, JitMoEError, UnsupportedProblemError
+from jitmoe.errors import ArgumentError, JitMoEError, RuntimeUnavailableError, UnsupportedProblemError
 from jitmoe.models import MODELS, ModelError, MoEModel, find_model
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan import planner_for
@@ -32,6 +32,7 @@ from jitmoe.spec import KernelSpec
 MAX_TOKENS = 16384  # of the default token counts; servers split longer prefills
 DENSE_TOKENS = 256  # up to here every count is looked at
 STEPS_PER_OCTAVE = 32  # and from here this many per doubling, so that no planner bucket is stepped over
+SHOWN_FAILURES = 3  # in full
 GPU_ALIGNMENT = 64  # bytes; what allocators give at least, and what 2D block loads need
 
 EXAMPLES = """\
@@ -369,14 +370,26 @@ def _warm_up(pipe: Pipeline, work: list[tuple[Target, list[list[Bucket]]]], *, q
             broken = _compile_all(pipe, specs, target, display, outcome)
             _check_all(pipe, sets, target, display, outcome, broken)
     seconds = time.perf_counter() - started
-    for what, error in outcome.failures:
-        print(f"\nFAILED {what}\n{error}", file=sys.stderr)
+    _print_failures(outcome)
     if cache.num_in_memory:
         print(f"\n{cache.num_in_memory} kernels could not be stored and are lost now", file=sys.stderr)
     parts = [f"{outcome.compiled} compiled", f"{outcome.cached} cached", f"{len(outcome.failures)} failed"]
     print(f"{', '.join(parts)} in {seconds:.1f} s")
     print(f"cache folder {cache.writable.root}")
     return EXIT_FAILED if outcome.failures or cache.num_in_memory else EXIT_OK
+
+
+def _print_failures(outcome: Outcome) -> None:
+    """Prints each kind of failure once with its evidence, and at most a few of them in full."""
+    by_text: dict[str, list[str]] = {}
+    for what, error in outcome.failures:
+        by_text.setdefault(str(error), []).append(what)
+    for position, (text, failed) in enumerate(by_text.items()):
+        if position == SHOWN_FAILURES:
+            print(f"\n... and {terminal.count(len(by_text) - position, 'failure')} more", file=sys.stderr)
+            break
+        print(f"\nFAILED {failed[0]}" + (f" and {len(failed) - 1} more" if failed[1:] else ""), file=sys.stderr)
+        print(text, file=sys.stderr)
 
 
 def _compile_all(
@@ -444,6 +457,10 @@ def _check_all(
         started = time.perf_counter()
         try:
             pipe.prepare(bucket.problem, stream, TENSOR_NAMES)
+        except ImportError as error:  # self-checks need torch
+            problem = RuntimeUnavailableError(reason=f"the self-check cannot run: {error}", advice="pip install torch")
+            outcome.failures.append((label, problem))
+            display.step(f"FAILED       checking {label}")
         except JitMoEError as error:
             outcome.failures.append((label, error))
             display.step(f"FAILED       checking {label}")

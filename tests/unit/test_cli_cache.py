@@ -292,6 +292,19 @@ def test_a_folder_that_others_can_write_is_not_usable(store, capsys, tmp_path, m
     assert cache.main(["verify"]) == 1
 
 
+def test_folders_inside_the_cache_are_looked_at_too(store):
+    (store.root / "v1").chmod(0o777)
+    assert layers.find_layers(knobs.current())[0].role == "not usable"
+
+
+def test_without_a_home_the_temporary_folder_is_used(tmp_path, monkeypatch):
+    monkeypatch.delenv("JITMOE_CACHE_DIR")
+    monkeypatch.setattr(layers, "default_folder", lambda: None)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    (layer,) = layers.find_layers(knobs.Knobs())
+    assert (layer.role, "no home" in layer.state) == ("writable", True)
+
+
 def test_without_any_writable_folder_changes_are_refused(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JITMOE_CACHE_DIR", str(tmp_path / "file" / "cache"))

@@ -110,6 +110,17 @@ def test_a_failing_compiler_is_reported_with_its_evidence(compiler, capsys):
     assert "toy.cpp:3:1: error: no" in captured.err
 
 
+def test_the_same_failure_is_shown_once_and_many_are_counted(compiler, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "find_compilers", lambda choice, soname: ((), ("icpx: not on PATH",)))
+    assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21"]) == 1
+    assert capsys.readouterr().err.count("no SYCL compiler found") == 1
+    compiler.failure = "no"
+    monkeypatch.setattr(pipeline, "find_compilers", lambda choice, soname: ((compiler,), ()))
+    assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21"]) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("FAILED") == warmup.SHOWN_FAILURES and "failures more" in errors
+
+
 def test_without_compiling_it_says_what_is_missing(compiler, capsys, monkeypatch):
     monkeypatch.setenv("JITMOE_DISABLE_JIT", "1")
     assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "8"]) == 1

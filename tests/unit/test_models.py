@@ -171,6 +171,17 @@ def test_a_file_or_its_folder_is_read(tmp_path: Path):
     assert sizes(find_model(str(tmp_path))) == sizes(find_model(str(tmp_path / "config.json"))) == (4096, 14336, 8, 2)
 
 
+def test_a_model_in_the_local_hugging_face_cache_is_found(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    snapshot = tmp_path / "hub" / "models--someone--My-MoE" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    with pytest.raises(ModelError, match="no such model"):
+        find_model("someone/My-MoE")
+    (snapshot / "config.json").write_text(json.dumps(MIXTRAL))
+    assert sizes(find_model("someone/My-MoE")) == (4096, 14336, 8, 2)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("{", "is not JSON"), ("[1]", "no JSON object"), ("{}", "no model_type"), (None, "cannot be read")],
