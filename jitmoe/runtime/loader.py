@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jitmoe.device import DeviceKind
 from jitmoe.errors import LoadError
-from jitmoe.runtime import opencl, spirv, sycl
+from jitmoe.runtime import level_zero, opencl, spirv, sycl
 from jitmoe.runtime.stream import Stream
 
 ABI_VERSION = 1  # of the functions that shared libraries export; JITMOE_ABI_VERSION in host/shared_library.hpp
@@ -60,8 +60,9 @@ def load_spirv(
         image = hinted
     # As a property in the source this would become a build option that the CPU device rejects.
     options = "-ze-opt-large-register-file" if large_grf and stream.device.kind is DeviceKind.GPU else ""
-    if opencl.is_available(stream):
-        bundle, machine_code = opencl.build(name, stream, spirv=image, binary=machine_code, options=options)
+    driver = next((driver for driver in (opencl, level_zero) if driver.is_available(stream)), None)
+    if driver is not None:
+        bundle, machine_code = driver.build(name, stream, spirv=image, machine_code=machine_code, options=options)
     else:
         bundle = sycl.library().DPCTLKernelBundle_CreateFromSpirv(
             stream.context_ref, stream.device_ref, image, len(image), options.encode()
