@@ -20,6 +20,7 @@ from jitmoe import knobs, selfcheck
 from jitmoe.cache import Cache, CacheKey, Entry, open_cache
 from jitmoe.compilers.base import ArtifactKind, Compiler, CompileRequest, parallel_jobs
 from jitmoe.compilers.find import find_compilers
+from jitmoe.compilers.ocloc import Ocloc, find_ocloc
 from jitmoe.device import Device, DeviceKind
 from jitmoe.errors import CompileError, LoadError, MissingKernelError, SelfCheckError, ToolchainNotFoundError
 from jitmoe.plan import planner_for
@@ -34,6 +35,7 @@ from jitmoe.spec import KernelSpec
 
 logger = logging.getLogger("jitmoe")
 
+OCLOC_MAKER = "ocloc"
 MAX_THREADS = 16  # that wait for compilers and drivers at once
 
 _T = TypeVar("_T")
@@ -107,8 +109,46 @@ class Pipeline:
     # spec -> entry
 
     def build(self, specs: Iterable[KernelSpec], device: Device) -> dict[KernelSpec, Entry]:
-        """Returns a cache entry per spec, compiling the missing ones in parallel; needs no device."""
-        return self._obtain(tuple(specs), device, lambda spec, entry: entry)
+        """Returns a cache entry per spec, compiling the missing ones in parallel; needs no device.
+
+        For GPUs, where ocloc is present, their machine code is stored beside it.
+        """
+        ocloc = find_ocloc()[0] if device.kind is DeviceKind.GPU else None
+
+        def finish(spec: KernelSpec, entry: Entry) -> Entry:
+            if ocloc is not None and ArtifactKind.SPIRV.value in entry.files:
+                self._add_machine_code(ocloc, spec, entry, device)
+            return entry
+
+        return self._obtain(tuple(specs), device, finish)
+
+    def _add_machine_code(self, ocloc: Ocloc, spec: KernelSpec, entry: Entry, device: Device) -> None:
+        key = native_key(entry.key, device, maker=f"{OCLOC_MAKER} {ocloc.version}")
+        if self.cache.get(key) is not None:
+            return
+        try:
+            made = ocloc.compile(
+                entry.files[ArtifactKind.SPIRV.value],
+                kernel=spec.entry_name,
+                arch=device.arch,
+                large_grf=spec.large_grf,
+                timeout_s=self.settings.compile_timeout_s,
+            )
+        except CompileError as error:
+            logger.warning("jitmoe: no machine code beforehand, the driver will make it: %s", error)
+            return
+        self._keep_machine_code(key, spec, device, made.image)
+
+    def _keep_machine_code(self, key: CacheKey, spec: KernelSpec, device: Device, image: bytes) -> None:
+        info = {
+            "spec": str(spec),
+            "device": str(device),
+            "driver": device.driver_version,
+            "headers": header_digest(),
+            "jitmoe": jitmoe.__version__,
+            "created": time.time(),
+        }
+        self.cache.put(Entry(key=key, files={ArtifactKind.NATIVE.value: image}, info=info))
 
     def _obtain(
         self, specs: tuple[KernelSpec, ...], device: Device, finish: Callable[[KernelSpec, Entry], _T]
@@ -286,8 +326,11 @@ class Pipeline:
 
     def _load_spirv(self, spec: KernelSpec, entry: Entry, stream: Stream) -> Kernel:
         """Loads with the machine code that the driver made last time, or keeps what it makes now."""
-        key = native_key(entry.key, stream.device)
+        device = stream.device
+        key = native_key(entry.key, device, maker=f"driver {device.driver_version} {device.fingerprint}")
         kept = self.cache.get(key)
+        if kept is None and device.kind is DeviceKind.GPU:
+            kept = next((made for made in self.cache.siblings(key) if _made_by_ocloc(made)), None)
         machine_code = kept.files[ArtifactKind.NATIVE.value] if kept is not None else b""
 
         def load(machine_code: bytes) -> tuple[Kernel, bytes]:
@@ -309,15 +352,7 @@ class Pipeline:
             logger.warning("jitmoe: machine code of %s is not taken (%s); building it again", spec.entry_name, error)
             return load(b"")[0]
         if made and not machine_code:
-            info = {
-                "spec": str(spec),
-                "device": str(stream.device),
-                "driver": stream.device.driver_version,
-                "headers": header_digest(),
-                "jitmoe": jitmoe.__version__,
-                "created": time.time(),
-            }
-            self.cache.put(Entry(key=key, files={ArtifactKind.NATIVE.value: made}, info=info))
+            self._keep_machine_code(key, spec, device, made)
         return kernel
 
     # kernel -> trust
@@ -385,13 +420,13 @@ def _request(spec: KernelSpec, device: Device) -> CompileRequest:
     )
 
 
-def native_key(key: CacheKey, device: Device) -> CacheKey:
-    """Returns the key of the machine code that ``device``'s driver makes of the image under ``key``."""
-    return CacheKey(
-        f"{key.name}.native",
-        (("image", key.digest),),
-        (("device", device.fingerprint), ("driver", device.driver_version)),
-    )
+def native_key(key: CacheKey, device: Device, *, maker: str) -> CacheKey:
+    """Returns the key of the machine code that ``maker`` (a driver on its device, or ocloc) makes of an image."""
+    return CacheKey(f"{key.name}.native", (("image", key.digest), ("arch", device.arch)), (("maker", maker),))
+
+
+def _made_by_ocloc(entry: Entry) -> bool:
+    return dict(entry.key.build)["maker"].startswith(OCLOC_MAKER)
 
 
 def _check_verdict(key: CacheKey, device: Device) -> str:
