@@ -104,7 +104,7 @@ class Progress:
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self.total = total
         self._stream = stream if stream is not None else sys.stdout
-        self._live = self._stream.isatty()
+        self.is_live = self._stream.isatty()
         self._done = 0
         self._label = ""
         self._lock = threading.Lock()
@@ -119,7 +119,7 @@ class Progress:
         """Counts one step; ``line`` says what was done."""
         with self._lock:
             self._done += 1
-            if self._live:
+            if self.is_live:
                 self._label = line
                 self._draw()
             else:
@@ -137,10 +137,10 @@ class Progress:
         """Removes the bar."""
         with self._lock:
             self._erase()
-            self._live = False
+            self.is_live = False
 
     def _draw(self) -> None:
-        if not self._live:
+        if not self.is_live:
             return
         filled = self.BAR * self._done // max(self.total, 1)
         line = f"[{'#' * filled}{'.' * (self.BAR - filled)}] {self._done}/{self.total}  {self._label}"
@@ -148,13 +148,13 @@ class Progress:
         self._stream.flush()
 
     def _erase(self) -> None:
-        if self._live:
+        if self.is_live:
             self._stream.write("\r\033[K")
             self._stream.flush()
 
 
 class _Warnings(logging.Handler):
-    """Shows the package's warnings once each, on stderr or through a progress display."""
+    """Shows the package's warnings once each, on stderr or through a progress bar."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -177,9 +177,9 @@ _warnings = _Warnings()
 
 @contextlib.contextmanager
 def progress(total: int, stream: TextIO | None = None) -> Iterator[Progress]:
-    """Yields a ``Progress`` through which warnings are shown as well, so that they do not tear the bar."""
+    """Yields a ``Progress``; warnings pass through its bar, so that they do not tear it."""
     display = Progress(total, stream)
-    _warnings.show = display.message
+    _warnings.show = display.message if display.is_live else None
     try:
         yield display
     finally:

@@ -128,6 +128,16 @@ def test_without_compiling_it_says_what_is_missing(compiler, capsys, monkeypatch
     assert not compiler.requests
 
 
+def test_a_full_disk_is_a_failure_with_its_reason_even_when_quiet(compiler, capsys, monkeypatch):
+    def full(self, entry):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jitmoe.cache.files.FileStore.put", full)
+    assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "8", "-q"]) == 1
+    errors = capsys.readouterr().err
+    assert "No space left on device" in errors and "could not be stored" in errors
+
+
 def test_without_a_place_to_store_it_refuses(compiler, capsys, monkeypatch, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
