@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from jitmoe.device import DeviceKind
 from jitmoe.errors import ArgumentError, JitMoEError
 from jitmoe.problem import MoEProblem
 from jitmoe.runtime.launcher import BoundPlan
-from jitmoe.runtime.stream import Stream
+from jitmoe.runtime.stream import Stream, stream_of
 from jitmoe.tensors import TensorInfo
 
 logger = logging.getLogger("jitmoe")
@@ -25,6 +26,17 @@ MAX_PREPARED_CALLS = 4096  # call signatures kept ready; the oldest goes first
 # A signature (shapes, strides, dtypes, queue, options) -> what to do with such a call.
 _prepared: dict[Any, Callable[..., Any]] = {}
 _prepared_lock = threading.Lock()
+
+
+def _forget_prepared() -> None:
+    """In a forked child: the runtime's threads are gone, so ready calls would wait for ever."""
+    global _prepared_lock
+    _prepared_lock = threading.Lock()
+    _prepared.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_prepared)
 
 
 def fused_moe(
@@ -97,7 +109,7 @@ def fused_moe(
                 out is not None and _signature(out),
             )
             call = _prepared.get(signature)
-        except (AttributeError, TypeError):  # not all torch tensors: the general way explains
+        except (AttributeError, TypeError, RuntimeError):  # not all dense torch tensors: the general way explains
             signature, call = None, None
         if call is not None:
             return call(hidden_states, w1, w2, topk_weights, topk_ids, expert_map, out)
@@ -138,7 +150,7 @@ def _general_signature(
     if queue is None and tensors.is_usm(x):
         queue = x.__sycl_usm_array_interface__["syclobj"]
     return (
-        None if queue is None else tensors.queue_ref_of(queue),
+        None if queue is None else stream_of(tensors.queue_ref_of(queue)),  # addresses of queues are used again
         str(activation),
         inplace is True,
         torch is not None and torch.is_grad_enabled(),

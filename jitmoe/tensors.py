@@ -156,7 +156,7 @@ def describe(name: str, value: Any) -> TensorInfo:
         strides=_c_order(shape) if strides is None else tuple(int(stride) for stride in strides),
         dtype=dtype,
         dtype_name=interface["typestr"],
-        place="usm",
+        place=f"usm (context {stream_of(queue_ref_of(interface['syclobj'])).context_id:x})",
     )
 
 
@@ -177,7 +177,7 @@ def stream_for(hidden_states: Any, queue: Any) -> tuple[Stream, bool]:
 
 def queue_ref_of(queue: Any) -> int:
     """Returns the ``sycl::queue*`` of a dpctl queue, a torch XPU stream or a plain address."""
-    if isinstance(queue, int) and queue:
+    if isinstance(queue, int) and not isinstance(queue, bool) and queue > 0:
         return queue
     if hasattr(queue, "addressof_ref") and type(queue).__name__ == "SyclQueue":
         return int(queue.addressof_ref())
@@ -235,7 +235,8 @@ def from_host(value: Any, host: Any, stream: Stream) -> None:
     info = describe("tensor", value)
     assert info.dtype is not None
     rows = host.reshape(-1, host.shape[-1]).contiguous() if host.ndim else host
-    row_stride = info.strides[-2] if len(info.strides) > 1 else 0
+    batches_of_one = len(info.shape) == 3 and info.shape[1] == 1
+    row_stride = info.strides[0] if batches_of_one else info.strides[-2]
     row_bytes = rows.shape[-1] * info.dtype.num_bytes
     stream.wait()
     for row in range(rows.shape[0]):

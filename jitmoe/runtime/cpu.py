@@ -14,6 +14,7 @@ from typing import Any
 
 from jitmoe.device import CpuIsa
 from jitmoe.errors import RuntimeUnavailableError
+from jitmoe.runtime import sycl
 
 RUNTIME_PACKAGE = "intel-opencl-rt"
 RUNTIME_LIBRARY = "libintelocl.so"
@@ -73,6 +74,7 @@ def default_queue() -> Any:
 
 
 def _make_queue() -> Any:
+    sycl.check_not_forked()
     register_runtime()
     try:
         import dpctl
