@@ -206,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("for which device, and how")
     where.add_argument(
         "--device",
+        action="extend",
         type=_parse_names,
         default=[],
         metavar="LIST",

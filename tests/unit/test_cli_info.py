@@ -190,3 +190,16 @@ def test_a_missing_module_in_the_child_is_a_fact(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert "no torch here" in facts.ask_child("torch")["error"]
     assert "no dpctl here" in facts.ask_child("sycl")["error"]
+
+
+def test_torch_xpu_devices_are_seen(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text(
+        "from types import SimpleNamespace as N\n"
+        "__version__ = '2.14+xpu'\nversion = N(xpu='20260100')\nTensor = object\n"
+        "p = N(name='Arc', driver_version='1.6')\n"
+        "xpu = N(is_available=lambda: True, device_count=lambda: 1, get_device_properties=lambda i: p)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    answer = facts.ask_child("torch")
+    assert answer["xpu_available"] and answer["devices"] == [{"name": "Arc", "driver": "1.6"}]
+    assert "seen by torch" in info.report(made(torch=answer), [LAYER], [], [], [])
