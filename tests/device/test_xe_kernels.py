@@ -80,6 +80,29 @@ def test_every_tile_of_every_operand_class(pipeline: Pipeline, kind: str, tile_n
     check(pipeline, one, arch, with_tile(choice, tile))
 
 
+@pytest.mark.parametrize(
+    ("arch", "alignment", "x_padding", "expected"),
+    [
+        ("bmg-g21", 4, 0, (XeWeights.ELEMENT, XeTokens.GATHER)),
+        ("bmg-g21", 64, 1, (XeWeights.BLOCK2D, XeTokens.BLOCK2D)),
+        ("dg2", 2, 0, (XeWeights.ELEMENT, XeTokens.PACKED)),
+        ("dg2", 4, 1, (XeWeights.ROW, XeTokens.PACKED)),
+    ],
+)
+def test_operand_classes_mix(
+    pipeline: Pipeline, arch: str, alignment: int, x_padding: int, expected: tuple[XeWeights, XeTokens]
+) -> None:
+    one = case(m=19, h=96, i=64, e=3, k=2)
+    stored = torch.full((19, 96 + x_padding), float("nan"), dtype=one.x.dtype)
+    stored[:, :96] = one.x
+    one.x = stored[:, :96]
+    one.problem = dataclasses.replace(one.problem, base_alignment=alignment, x_row_stride=96 + x_padding)
+    choice = xe.choose(one.problem, stream(arch).device, configs=())
+    assert isinstance(choice.gate_up, XeGateUp)
+    assert (choice.gate_up.weights, choice.gate_up.tokens) == expected
+    check(pipeline, one, arch, choice)
+
+
 @pytest.mark.parametrize("layouts", [(NK, KN), (KN, NK)])
 def test_layouts_of_both_weights_may_differ(pipeline: Pipeline, layouts: tuple[Layout, Layout]) -> None:
     check(pipeline, case(m=21, h=96, i=64, e=3, k=2, w1_layout=layouts[0], w2_layout=layouts[1]), "pvc")

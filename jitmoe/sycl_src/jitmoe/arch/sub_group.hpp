@@ -65,6 +65,13 @@ inline void work_group_barrier() {
 #endif
 }
 
+// The same for SLM alone: global memory needs a fence of its own on GPUs, which waits for the stores.
+inline void local_memory_barrier() {
+#ifdef __SYCL_DEVICE_ONLY__
+  __spirv_ControlBarrier(2, 2, 0x8 | 0x100);
+#endif
+}
+
 // Orders one sub-group's accesses to global memory before and after it, for all its lanes.
 inline void sub_group_barrier() {
 #ifdef __SYCL_DEVICE_ONLY__

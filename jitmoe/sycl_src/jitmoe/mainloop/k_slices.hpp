@@ -33,7 +33,7 @@ inline void reduce_slices(f32x8 (&acc)[count], int32 slice, int32 tile) {
       auto* mine = memory + ((slice - 1) * tiles + tile) * kVectors + lane;
       _Pragma("unroll") for (int32 i = 0; i < count; ++i) mine[i * simd] = acc[i];
     }
-    arch::work_group_barrier();
+    arch::local_memory_barrier();
     if (slice == 0) {
       // One accumulator at a time: loads of all of them at once would not fit the registers.
       _Pragma("unroll") for (int32 i = 0; i < count; ++i) {
@@ -41,7 +41,7 @@ inline void reduce_slices(f32x8 (&acc)[count], int32 slice, int32 tile) {
         _Pragma("nounroll") for (int32 s = 1; s < slices; ++s, other += tiles * kVectors) acc[i] += *other;
       }
     }
-    arch::work_group_barrier();  // the next tile writes the same memory
+    arch::local_memory_barrier();  // the next tile writes the same memory
   }
 }
 
