@@ -8,6 +8,7 @@ storage and the whole workspace are NaN beforehand.
 from __future__ import annotations
 
 import dataclasses
+import mmap
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,7 @@ from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeTokens, XeWeights
 from jitmoe.problem import Activation, DType, Layout
 
 NK, KN = Layout.NK, Layout.KN
+_MAP_NORESERVE = 0x4000  # Linux on x86; Python names it from 3.13 on
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +191,24 @@ def test_wide_outputs_go_in_column_chunks(pipeline: Pipeline, monkeypatch: pytes
         downs = [launch for launch in plan.launches if isinstance(launch.spec, XeDown)]
         assert [launch.scalars["first_column"] for launch in downs] == [0, 256, 512]
         assert torch.equal(result, whole)
+
+
+@pytest.mark.parametrize("arch", ["bmg-g21", "dg2", "mtl"])
+def test_offsets_beyond_32_bits(pipeline: Pipeline, arch: str) -> None:
+    """Experts and token rows 2^31 elements apart, in memory that is reserved and hardly ever touched."""
+    far = 2**31 + 1024
+    one = case(m=3, h=64, i=64, e=2, k=2, ids=torch.tensor([[1, 0], [0, 1], [1, 1]]))
+    memory = mmap.mmap(-1, 2 * (far + (1 << 20)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    flat = torch.frombuffer(memory, dtype=torch.bfloat16)
+
+    def spread(values: torch.Tensor, start: int, stride: int) -> torch.Tensor:
+        view = flat[start:].as_strided(values.shape, (stride, *values.stride()[1:]))
+        return view.copy_(values)
+
+    one.w1, one.w2 = spread(one.w1, 0, far), spread(one.w2, 1 << 16, far)
+    one.x = spread(one.x, 1 << 17, far // 2)
+    one.problem = dataclasses.replace(one.problem, w1_expert_stride=far, w2_expert_stride=far, x_row_stride=far // 2)
+    check(pipeline, one, arch)
 
 
 def test_no_tokens_launch_nothing() -> None:
