@@ -66,9 +66,12 @@ class Bucket:
     last: int
     problem: MoEProblem
     plan: Plan
+    asked: tuple[int, ...] = ()  # the counts in it that were asked for one by one
 
     @property
     def tokens(self) -> str:
+        if self.asked:
+            return ",".join(map(str, self.asked))
         return str(self.first) if self.first == self.last else f"{self.first}..{self.last}"
 
 
@@ -85,13 +88,13 @@ def buckets_of(
     def bucket(num_tokens: int) -> Bucket:
         problem = model.problem(num_tokens, topk_ids_dtype=ids, topk_weights_dtype=weights, base_alignment=alignment)
         plan = planner.launches(problem, target.device, planner.choose(problem, target.device))
-        return Bucket(num_tokens, num_tokens, problem, plan)
+        return Bucket(num_tokens, num_tokens, problem, plan, (num_tokens,) if exact else ())
 
     buckets: list[Bucket] = []
     for num_tokens in tokens:
         new = bucket(num_tokens)
         if buckets and buckets[-1].plan.specs == new.plan.specs:
-            buckets[-1] = dataclasses.replace(buckets[-1], last=num_tokens)
+            buckets[-1] = dataclasses.replace(buckets[-1], last=num_tokens, asked=buckets[-1].asked + new.asked)
             continue
         if buckets and not exact:
             old = buckets[-1]

@@ -88,6 +88,8 @@ def test_explain_shows_each_bucket(compiler, capsys):
     assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "1,4096", "--explain", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "M = 1\n" in out and "M = 4096\n" in out and "workspace" in out
+    warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "2,1", "--explain", "--dry-run"])
+    assert "M = 1,2\n" in capsys.readouterr().out
 
 
 def test_index_and_weight_dtypes_can_be_narrowed(compiler):
