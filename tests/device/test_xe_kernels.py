@@ -248,12 +248,18 @@ def test_one_way_through_the_house(pipeline: Pipeline, arch: str) -> None:
     assert on.device.kind is DeviceKind.XE_EMULATED
     names = ("hidden_states", "w1", "w2", "topk_weights", "topk_ids", "expert_map", "out")
     bound = pipeline.prepare(one.problem, on, names)
-    result = torch.full_like(one.x, float("nan"))
-    tensors = (one.x, one.w1, one.w2, one.topk_weights, one.topk_ids, None, result)
-    with on.lock:
-        bound.submit(on, [None if tensor is None else tensor.data_ptr() for tensor in tensors])
-    on.wait()
+
+    def call(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        tensors = (x, one.w1, one.w2, one.topk_weights, one.topk_ids, None, out)
+        with on.lock:
+            bound.submit(on, [None if tensor is None else tensor.data_ptr() for tensor in tensors])
+        on.wait()
+        return out
+
+    result = call(one.x, torch.full_like(one.x, float("nan")))
     assert not error(result, one)[1]
+    in_place = one.x.clone()
+    assert torch.equal(call(in_place, in_place), result)
     assert "emulated" in explain(one.problem, on.device)
     assert "single launch: not offered" in explain(one.problem, on.device)
 
