@@ -137,6 +137,8 @@ def _signature(tensor: Any) -> Any:
 
 def _xpu_signature(*used: Any) -> Any:
     """Returns the stream and the addresses' alignment, which choose kernels on GPUs."""
+    if used[0].device.type != "xpu":
+        raise TypeError(used[0].device)
     stream = tensors.xpu_queue_ref(used[0].device)
     return stream, tuple(t.data_ptr() % 64 for t in used if t is not None)
 
