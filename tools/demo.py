@@ -60,7 +60,7 @@ def run_layer(second: bool) -> bool:
     torch.manual_seed(0)
     on_xpu = hasattr(torch, "xpu") and torch.xpu.is_available()
     place = "xpu" if on_xpu else "cpu"
-    sizes = dict(dtype=torch.bfloat16, device=place)
+    sizes = {"dtype": torch.bfloat16, "device": place}
     w1 = torch.randn(NUM_EXPERTS, 2 * INTERMEDIATE_SIZE, HIDDEN_SIZE, **sizes).mul_(HIDDEN_SIZE**-0.5)
     w2 = torch.randn(NUM_EXPERTS, HIDDEN_SIZE, INTERMEDIATE_SIZE, **sizes).mul_(INTERMEDIATE_SIZE**-0.5)
     router = torch.randn(NUM_EXPERTS, HIDDEN_SIZE, **sizes).mul_(HIDDEN_SIZE**-0.5)
