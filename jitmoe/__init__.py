@@ -6,8 +6,9 @@ Importing does nothing: no device is queried, no folder made, no compiler looked
 
 __version__ = "0.1.0"
 
+from jitmoe import reference
 from jitmoe.api import explain, fused_moe
 from jitmoe.errors import ArgumentError, JitMoEError
 from jitmoe.tensors import UsmArray
 
-__all__ = ["ArgumentError", "JitMoEError", "UsmArray", "__version__", "explain", "fused_moe"]
+__all__ = ["ArgumentError", "JitMoEError", "UsmArray", "__version__", "explain", "fused_moe", "reference"]
