@@ -69,6 +69,7 @@ class Pipeline:
         # Loaded and trusted kernels: all that a new shape of a known kind needs.
         self._ready: dict[tuple[KernelSpec, int, str | None], Kernel] = {}
         self._checked: set[tuple[str, str]] = set()
+        self._rejected: dict[tuple[str, ...], SelfCheckError] = {}  # by device and kernels, see _group
         self._lock = threading.RLock()
         self.on_build: Callable[[BuildEvent], None] = lambda event: None
 
@@ -358,22 +359,31 @@ class Pipeline:
     # kernel -> trust
 
     def _is_trusted(self, entries: Iterable[Entry], device: Device) -> bool:
-        """Whether every kernel has passed on this device; raises if one has failed there before."""
+        """Whether every kernel has passed on this device; raises if these have failed there together before."""
+        entries = tuple(entries)
+        group = _group(entries, device)
+        if group in self._rejected:
+            raise self._rejected[group]
         trusted = True
         for entry in entries:
             place = (entry.key.digest, device.fingerprint)
             if place in self._checked:
                 continue
             verdict = self.cache.get_verdict(_check_verdict(entry.key, device))
-            if verdict is None:
-                trusted = False
-            elif verdict.get("status") == "passed":
+            if verdict is not None and verdict.get("status") == "passed":
                 self._checked.add(place)
-            else:
-                raise SelfCheckError(
-                    kernels=(entry.key.name,), device=str(device), evidence=f"{verdict.get('evidence')} (recorded)"
-                )
+            elif verdict is not None and verdict.get("group") == list(group):
+                raise self._reject(group, entries, device, f"{verdict.get('evidence')} (recorded)")
+            else:  # not tried, or it failed beside other kernels, any of which may be to blame
+                trusted = False
         return trusted
+
+    def _reject(
+        self, group: tuple[str, ...], entries: Iterable[Entry], device: Device, evidence: str
+    ) -> SelfCheckError:
+        names = tuple(entry.key.name for entry in entries)
+        self._rejected[group] = SelfCheckError(kernels=names, device=str(device), evidence=evidence)
+        return self._rejected[group]
 
     def _check(
         self,
@@ -392,6 +402,7 @@ class Pipeline:
             "error": error,
             "problem": str(problem),
             "kernels": [str(spec) for spec in entries],
+            "group": list(_group(entries.values(), stream.device)),
             "device": str(stream.device),
             "driver": stream.device.driver_version,
             "seconds": time.perf_counter() - started,
@@ -405,9 +416,7 @@ class Pipeline:
                 if not wrong:
                     self._checked.add(place)
         if wrong:
-            raise SelfCheckError(
-                kernels=tuple(spec.entry_name for spec in entries), device=str(stream.device), evidence=wrong
-            )
+            raise self._reject(_group(entries.values(), stream.device), entries.values(), stream.device, wrong)
 
 
 def _request(spec: KernelSpec, device: Device) -> CompileRequest:
@@ -427,6 +436,11 @@ def native_key(key: CacheKey, device: Device, *, maker: str) -> CacheKey:
 
 def _made_by_ocloc(entry: Entry) -> bool:
     return dict(entry.key.build)["maker"].startswith(OCLOC_MAKER)
+
+
+def _group(entries: Iterable[Entry], device: Device) -> tuple[str, ...]:
+    """Returns what a failed self-check is about: the device and all kernels that took part."""
+    return (device.fingerprint, *sorted(entry.key.digest for entry in entries))
 
 
 def _check_verdict(key: CacheKey, device: Device) -> str:
