@@ -12,9 +12,10 @@ from jitmoe.spec import Argument, KernelSpec, arguments
 
 # Registers of fp32 accumulators from which a kernel needs 256-GRF mode, by sub-group size. From the spills that ocloc
 # reports (docs/isa-report.md): operands, addresses and prefetch descriptors take the rest. At 8 every operand takes
-# twice as many registers, which have 32 bytes there.
+# twice as many registers, which have 32 bytes there. Adding up K slices needs a second accumulator beside the first;
+# the mode costs those kernels no occupancy, SLM holds no more of their work-groups anyway.
 LARGE_GRF_ACCUMULATORS = {16: 128, 8: 64}
-
+LARGE_GRF_SLICED_ACCUMULATORS = {16: 64, 8: 64}
 
 ROUTE_ARGUMENTS = arguments(
     """in topk_ids, in expert_map, out route_table, out expert_offsets, out sorted_pairs, out blocks,
@@ -118,7 +119,8 @@ class XeGemm(XeSpec):
 
     @property
     def large_grf(self) -> bool:
-        return self.accumulator_registers >= LARGE_GRF_ACCUMULATORS[self.simd]
+        limits = LARGE_GRF_SLICED_ACCUMULATORS if self.k_slices > 1 else LARGE_GRF_ACCUMULATORS
+        return self.accumulator_registers >= limits[self.simd]
 
     @property
     def block_rows(self) -> int:

@@ -42,7 +42,7 @@ def check(pipeline: Pipeline, one: xe_emulation.Case, arch: str, choice: xe.XeCh
 _CLASSES = {
     "block2d gather": ("bmg-g21", NK, 0, (160, 104)),
     "block2d packed": ("bmg-g21", NK, 8, (168, 104)),
-    "element nk": ("bmg-g21", NK, 0, (99, 45)),
+    "element nk": ("bmg-g21", NK, 1, (99, 45)),
     "block2d kn": ("bmg-g21", KN, 8, (104, 72)),
     "element kn": ("bmg-g21", KN, 3, (99, 45)),
     "simd8 row": ("dg2", NK, 2, (96, 64)),

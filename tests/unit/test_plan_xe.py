@@ -67,8 +67,8 @@ def gemm(one: MoEProblem, device: Device = BMG, **options: Any) -> XeGateUp:
 @pytest.mark.parametrize(
     ("m", "rows", "slices", "large"),
     [
-        (1, 16, 8, False),
-        (128, 16, 8, False),
+        (1, 16, 8, True),
+        (128, 16, 8, True),
         (129, 32, 1, False),
         (512, 32, 1, False),
         (513, 128, 1, True),
@@ -206,7 +206,7 @@ def test_grid_fills_the_device_but_not_more() -> None:
 
     assert groups(8192, BMG) == 160 * 4 // 16  # 160 engines, 4 threads each in 256-GRF mode, 16 sub-groups per group
     assert groups(8192, offline_device("pvc")) == 1024 * 4 // 16
-    assert groups(1, BMG) == 160 * 8 // 8
+    assert groups(1, BMG) == 160 * 4 // 8
 
 
 def test_tuned_row_overrides_the_heuristic() -> None:
