@@ -13,7 +13,7 @@
 // | blocks         | [max_blocks][4]   | int32   | workspace; {expert, first, count, 0}: at most block_rows sorted pairs
 // | num_blocks     | [1]               | int32   | workspace; <= min(E, M * k) + M * k / block_rows
 //
-// The same tables as kernel/route_serial.hpp makes, value by value. Steps:
+// The same tables as kernel/route_serial.hpp makes, but blocks are full up to an expert's last one. Steps:
 //   count   one sub-group per range of consecutive pairs: how many go to each expert (integer atomics: any order, one sum)
 //   scan    one work-group: places per (expert, range), experts outermost, so that the sort is stable; row blocks
 //   place   one sub-group per range, S pairs at a time: a pair's place = next place of (range, expert) + its rank among
