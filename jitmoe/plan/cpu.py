@@ -11,12 +11,14 @@ from jitmoe.plan.launch import Buffer, Launch, Plan
 from jitmoe.problem import Activation, DType, Layout, MoEProblem
 from jitmoe.spec import Argument, KernelSpec, arguments
 
-BLOCK_TOKENS = 64  # kMaxBlockTokens in cpu/tiles.hpp
-SLOT_GRANULE = 16  # kSlotGranule in cpu/block.hpp
-MAX_GATE_UP_ROWS = 96  # kMaxRows in kernel/cpu_gate_up.hpp
-MAX_DOWN_COLUMNS = 192  # kMaxColumns in kernel/cpu_down.hpp
-# Ranges are multiples of both the lanes form's 6 weight rows and the 16 columns that a sum row is made of.
-RANGE_STEP = 48
+BLOCK_TOKENS = 96  # kMaxBlockTokens in cpu/tiles.hpp
+INTER_GRANULE = 32  # kInterGranule in cpu/block.hpp: elements
+MAX_GATE_UP_ROWS = 192  # kMaxRows in kernel/cpu_gate_up.hpp
+MAX_DOWN_COLUMNS = 256  # kMaxColumns in kernel/cpu_down.hpp
+UNIT_BYTES = 4  # a pair of bf16 or one float
+LINE_UNITS = 16  # a cache line
+SET_BYTES = 1024  # rows that are multiples of this apart would share few sets of the L1 cache
+RANGE_STEP = 32  # columns of the widest panel
 ITEMS_PER_CORE = 8  # work-items per core that balance uneven ones; measured: fewer leave cores idle at the end
 
 
@@ -45,14 +47,13 @@ class CpuGateUpSpec(KernelSpec):
     WORK_GROUP_SIZE: ClassVar[int] = 1
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
         "in hidden_states, in w1, in sorted_pairs, in blocks, in num_blocks, out inter,"
-        "int32 top_k, int32 hidden_size, int32 intermediate_size, int32 n_block,"
+        "int32 top_k, int32 hidden_size, int32 intermediate_size, int32 n_block, int32 inter_stride,"
         "int64 x_row_stride, int64 w1_expert_stride, int64 w1_stride"
     )
 
     isa: CpuIsa
     dtype: DType
     w1_layout: Layout
-    w2_layout: Layout  # decides how the intermediate is laid out
     activation: Activation
 
 
@@ -64,7 +65,7 @@ class CpuDownSpec(KernelSpec):
     WORK_GROUP_SIZE: ClassVar[int] = 1
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
         "in inter, in w2, in topk_weights, in sorted_pairs, in blocks, in num_blocks, out sums, out out,"
-        "int32 num_tokens, int32 top_k, int32 hidden_size, int32 intermediate_size, int32 h_block,"
+        "int32 num_tokens, int32 top_k, int32 hidden_size, int32 intermediate_size, int32 h_block, int32 inter_stride,"
         "int64 w2_expert_stride, int64 w2_stride, int64 topk_weights_row_stride, int64 out_row_stride"
     )
 
@@ -94,14 +95,13 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     wanted_items = ITEMS_PER_CORE * max(1, device.num_compute_units)
     blocks = min(problem.num_experts, problem.num_pairs)
     gate_up_rows = _range_size(problem.intermediate_size, max(1, wanted_items // max(1, blocks)), MAX_GATE_UP_ROWS)
-    down_columns = _range_size(problem.hidden_size, wanted_items, MAX_DOWN_COLUMNS)
+    down_columns = _range_size(problem.hidden_size, wanted_items // 2, MAX_DOWN_COLUMNS)
     return CpuChoice(
         route=RouteSerialSpec(ids_dtype=problem.topk_ids_dtype, has_expert_map=problem.num_global_experts is not None),
         gate_up=CpuGateUpSpec(
             isa=isa,
             dtype=problem.dtype,
             w1_layout=problem.w1_layout,
-            w2_layout=problem.w2_layout,
             activation=problem.activation,
         ),
         down=CpuDownSpec(
@@ -121,10 +121,9 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
 
 
 def _range_size(size: int, wanted_ranges: int, maximum: int) -> int:
-    """Returns the range length, a multiple of 16, that gives about ``wanted_ranges`` ranges of ``size``."""
+    """Returns the range length, a multiple of whole panels, that gives about ``wanted_ranges`` ranges of ``size``."""
     length = -(-size // wanted_ranges)
-    step = RANGE_STEP if length >= RANGE_STEP else 16
-    return min(maximum, -(-length // step) * step)
+    return min(maximum, -(-length // RANGE_STEP) * RANGE_STEP)
 
 
 def max_blocks(problem: MoEProblem) -> int:
@@ -132,11 +131,18 @@ def max_blocks(problem: MoEProblem) -> int:
     return min(problem.num_experts, problem.num_pairs) + problem.num_pairs // BLOCK_TOKENS
 
 
+def _inter_stride(problem: MoEProblem, choice: CpuChoice) -> int:
+    """Returns the units between two rows of the intermediate."""
+    elements = -(-problem.intermediate_size // INTER_GRANULE) * INTER_GRANULE
+    is_pairs = choice.gate_up.dtype is DType.BF16 and choice.gate_up.isa is CpuIsa.AVX512_BF16
+    units = elements // 2 if is_pairs else elements
+    return units + LINE_UNITS if units % (SET_BYTES // UNIT_BYTES) == 0 else units
+
+
 def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
     """Returns the three launches."""
     blocks = max_blocks(problem)
-    slots = problem.num_pairs + blocks * (SLOT_GRANULE - 1)
-    unit_bytes = 4  # a pair of bf16 or one float
+    inter_stride = _inter_stride(problem, choice)
     gate_up_ranges = -(-problem.intermediate_size // choice.gate_up_rows)
     down_ranges = -(-problem.hidden_size // choice.down_columns)
     return Plan(
@@ -152,18 +158,19 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
                     "num_global_experts": problem.num_global_experts or 0,
                     "topk_ids_row_stride": problem.topk_ids_row_stride,
                     "block_rows": BLOCK_TOKENS,
-                    "slot_granule": SLOT_GRANULE,
+                    "slot_granule": 1,
                 },
             ),
             Launch(
                 spec=choice.gate_up,
-                global_size=(gate_up_ranges, blocks),
+                global_size=(blocks, gate_up_ranges),
                 local_size=(1, 1),
                 scalars={
                     "top_k": problem.top_k,
                     "hidden_size": problem.hidden_size,
                     "intermediate_size": problem.intermediate_size,
                     "n_block": choice.gate_up_rows,
+                    "inter_stride": inter_stride,
                     "x_row_stride": problem.x_row_stride,
                     "w1_expert_stride": problem.w1_expert_stride,
                     "w1_stride": problem.w1_stride,
@@ -179,6 +186,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
                     "hidden_size": problem.hidden_size,
                     "intermediate_size": problem.intermediate_size,
                     "h_block": choice.down_columns,
+                    "inter_stride": inter_stride,
                     "w2_expert_stride": problem.w2_expert_stride,
                     "w2_stride": problem.w2_stride,
                     "topk_weights_row_stride": problem.topk_weights_row_stride,
@@ -191,7 +199,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
             Buffer("sorted_pairs", 4 * problem.num_pairs),
             Buffer("blocks", 16 * blocks),
             Buffer("num_blocks", 4),
-            Buffer("inter", unit_bytes * slots * problem.intermediate_size),
+            Buffer("inter", UNIT_BYTES * problem.num_pairs * inter_stride),
             Buffer("sums", 4 * problem.num_tokens * down_ranges * choice.down_columns),
         ),
         decisions=choice.decisions,

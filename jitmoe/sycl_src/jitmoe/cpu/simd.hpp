@@ -91,6 +91,15 @@ template <class T> [[gnu::noinline]] void copy_tail(const T* from, int64 count, 
   for (int i = 0; i < num; ++i) to[i] = i < count ? from[i] : T(0);
 }
 
+// Asks for the cache line at `address` to be brought into the L2 cache; any address is allowed.
+inline void prefetch(const void* address) {
+#ifdef __SYCL_DEVICE_ONLY__
+  asm volatile("prefetcht1 (%0)" : : "r"(address));
+#else
+  (void)address;
+#endif
+}
+
 // How elements of `dtype` are multiplied on `isa`.
 template <CpuIsa isa_, DType dtype_> struct Simd {
   static constexpr CpuIsa isa = isa_;
@@ -155,25 +164,65 @@ template <int lanes> inline float sum(Vec<float, lanes> v) {
 
 template <class T, T... numbers> struct Sequence {};
 
-// Exchanges the off-diagonal blocks of two rows that are `step` apart: one round of a transposition.
-template <int step, class V, int... l> inline void exchange(V& a, V& b, Sequence<int, l...>) {
-  constexpr int lanes = sizeof...(l);
-  const V low = __builtin_shufflevector(a, b, (l & step ? lanes + l - step : l)...);
-  const V high = __builtin_shufflevector(a, b, (l & step ? lanes + l : l + step)...);
-  a = low;
-  b = high;
-}
-
-template <int lanes, int step> inline void transpose_step(Vec<uint32, lanes> (&m)[lanes]) {
-  if constexpr (step < lanes) {
-#pragma unroll
-    for (int i = 0; i < lanes; ++i)
-      if (!(i & step)) exchange<step>(m[i], m[i + step], __make_integer_seq<Sequence, int, lanes>{});
-    transpose_step<lanes, 2 * step>(m);
+// Which lane of the pair (a, b) goes to lane l of a result; b's lanes count from `lanes` on. Each is one instruction.
+// kLow32 .. kHigh64 interleave within 128-bit parts (UNPCK), the others move whole 128-bit parts (VSHUFF32X4,
+// VPERM2F128).
+enum class Shuffle { kLow32, kHigh32, kLow64, kHigh64, kLowHalf, kHighHalf, kEvenParts, kOddParts };
+constexpr int shuffled_lane(Shuffle kind, int lanes, int l) {
+  const int part = l & ~3, in_part = l & 3, half = lanes / 2;
+  switch (kind) {
+    case Shuffle::kLow32: return part + in_part / 2 + (in_part & 1 ? lanes : 0);
+    case Shuffle::kHigh32: return part + 2 + in_part / 2 + (in_part & 1 ? lanes : 0);
+    case Shuffle::kLow64: return part + (in_part & 1) + (in_part & 2 ? lanes : 0);
+    case Shuffle::kHigh64: return part + 2 + (in_part & 1) + (in_part & 2 ? lanes : 0);
+    case Shuffle::kLowHalf: return l < half ? l : lanes + l - half;
+    case Shuffle::kHighHalf: return l < half ? half + l : lanes + l;
+    case Shuffle::kEvenParts: return l < half ? 2 * part + in_part : lanes + 2 * (part - half) + in_part;
+    default: return l < half ? 2 * part + 4 + in_part : lanes + 2 * (part - half) + 4 + in_part;
   }
 }
 
-// m[i][l] <-> m[l][i]: log2(lanes) rounds of exchanging blocks between rows that are `step` apart.
-template <int lanes> inline void transpose(Vec<uint32, lanes> (&m)[lanes]) { transpose_step<lanes, 1>(m); }
+template <Shuffle kind, class V, int... l> inline V shuffle(V a, V b, Sequence<int, l...>) {
+  return __builtin_shufflevector(a, b, shuffled_lane(kind, sizeof...(l), l)...);
+}
+template <Shuffle kind, int lanes> inline Vec<uint32, lanes> shuffle(Vec<uint32, lanes> a, Vec<uint32, lanes> b) {
+  return shuffle<kind>(a, b, __make_integer_seq<Sequence, int, lanes>{});
+}
+
+// m[i][l] <-> m[l][i]: 4x4 transpositions within 128-bit parts, then of the parts themselves.
+template <int lanes> inline void transpose(Vec<uint32, lanes> (&m)[lanes]) {
+#pragma unroll
+  for (int i = 0; i < lanes; i += 4) {
+    const auto low01 = shuffle<Shuffle::kLow32, lanes>(m[i], m[i + 1]);
+    const auto high01 = shuffle<Shuffle::kHigh32, lanes>(m[i], m[i + 1]);
+    const auto low23 = shuffle<Shuffle::kLow32, lanes>(m[i + 2], m[i + 3]);
+    const auto high23 = shuffle<Shuffle::kHigh32, lanes>(m[i + 2], m[i + 3]);
+    m[i] = shuffle<Shuffle::kLow64, lanes>(low01, low23);
+    m[i + 1] = shuffle<Shuffle::kHigh64, lanes>(low01, low23);
+    m[i + 2] = shuffle<Shuffle::kLow64, lanes>(high01, high23);
+    m[i + 3] = shuffle<Shuffle::kHigh64, lanes>(high01, high23);
+  }
+  if constexpr (lanes == 8) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto low = shuffle<Shuffle::kLowHalf, lanes>(m[i], m[i + 4]);
+      m[i + 4] = shuffle<Shuffle::kHighHalf, lanes>(m[i], m[i + 4]);
+      m[i] = low;
+    }
+  }
+  if constexpr (lanes == 16) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto low04 = shuffle<Shuffle::kLowHalf, lanes>(m[i], m[i + 4]);
+      const auto high04 = shuffle<Shuffle::kHighHalf, lanes>(m[i], m[i + 4]);
+      const auto low8c = shuffle<Shuffle::kLowHalf, lanes>(m[i + 8], m[i + 12]);
+      const auto high8c = shuffle<Shuffle::kHighHalf, lanes>(m[i + 8], m[i + 12]);
+      m[i] = shuffle<Shuffle::kEvenParts, lanes>(low04, low8c);
+      m[i + 4] = shuffle<Shuffle::kOddParts, lanes>(low04, low8c);
+      m[i + 8] = shuffle<Shuffle::kEvenParts, lanes>(high04, high8c);
+      m[i + 12] = shuffle<Shuffle::kOddParts, lanes>(high04, high8c);
+    }
+  }
+}
 
 }  // namespace jitmoe::cpu

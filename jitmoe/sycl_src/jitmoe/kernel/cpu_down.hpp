@@ -8,14 +8,15 @@
 // does the same work however unevenly experts are loaded.
 //
 // | tensor        | shape           | dtype             | layout, owner
-// | inter         | [slots][I]      | units             | workspace, layout of cpu/block.hpp
+// | inter         | [M * k][I]      | units             | workspace, layout of cpu/block.hpp
 // | w2            | [E][H][I]       | dtype             | expert stride, w2_stride between rows (nk) or columns (kn)
 // | topk_weights  | [M][k]          | weights_dtype     | row stride topk_weights_row_stride; caller's
 // | sorted_pairs, blocks, num_blocks                    | workspace, from route_serial
 // | sums          | [ranges][M][h_block] | fp32         | workspace, a work-item's own columns
 // | out           | [M][H]          | dtype             | row stride out_row_stride; caller's, may be hidden_states
 //
-// nd_range: (ranges of h_block columns), work-groups of 1 work-item. Local memory: one result tile, staged weights.
+// nd_range: (ranges of h_block columns), work-groups of 1 work-item. Local memory: one result tile
+// [kMaxBlockTokens][kMaxColumns] fp32. On the stack: packed tokens, one panel of weights.
 // Numerics: fp32 accumulation; routing weight applied in fp32; rounded once to dtype.
 #pragma once
 
@@ -38,7 +39,8 @@ struct CpuDownArgs {
   int32 top_k;
   int32 hidden_size;
   int32 intermediate_size;
-  int32 h_block;  // columns of one range: a multiple of 16, at most kMaxColumns
+  int32 h_block;       // columns of one range: a multiple of 32, at most kMaxColumns
+  int32 inter_stride;  // units
   int64 w2_expert_stride;
   int64 w2_stride;
   int64 topk_weights_row_stride;
@@ -49,35 +51,8 @@ namespace down {
 
 using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 
-constexpr int kMaxColumns = 192;  // plan/cpu.py names the same number
-constexpr int kPanelUnits = 512;  // units of K between two visits of the result tile
+constexpr int kMaxColumns = 256;  // plan/cpu.py names the same number
 
-struct Scratch {
-  float tile[kMaxColumns * kMaxBlockTokens];
-  uint32 staged[8 * kPanelUnits];
-};
-
-// sums[t] += weight[t] * tile[.][t] for one block in the lanes form: tile [columns][padded], transposed in registers.
-template <class S>
-inline void add_transposed(const float* tile, int padded, int columns, const int32* tokens, const float* weights,
-                           int num_tokens, float* sums, int h_block) {
-  for (int t0 = 0; t0 < num_tokens; t0 += S::lanes)
-    for (int n0 = 0; n0 < columns; n0 += S::lanes) {
-      typename S::units square[S::lanes];
-#pragma unroll
-      for (int n = 0; n < S::lanes; ++n)
-        square[n] = n0 + n < columns ? load<typename S::units>(tile + (n0 + n) * padded + t0) : typename S::units(0u);
-      transpose<S::lanes>(square);
-#pragma unroll
-      for (int t = 0; t < S::lanes; ++t)
-        if (t0 + t < num_tokens) {
-          float* sum = sums + int64(tokens[t0 + t]) * h_block + n0;
-          store(sum, multiply_add<S::isa, S::lanes>(bit_cast<typename S::floats>(square[t]),
-                                                    typename S::floats(weights[t0 + t]),
-                                                    load<typename S::floats>(sum)));
-        }
-    }
-}
 
 }  // namespace down
 
@@ -86,7 +61,8 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
   using S = Simd<Config::isa, Config::dtype>;
   using A = InterSimd<Config::isa, Config::dtype>;
   using element = typename S::element;
-  auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
+  auto* const tile = (float*)scratch<kMaxBlockTokens * kMaxColumns * sizeof(float)>();
+  PanelScratch<S> panel;
 
   // Indices.
   const int32 range = int32(nd_item<1>().get_group(0));
@@ -102,13 +78,17 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
   const int64 num_sums = int64(args.num_tokens) * args.h_block;  // a multiple of 16
   for (int64 i = 0; i < num_sums; i += S::lanes) store(sums + i, typename S::floats(0.0f));
 
+  const int64 to_n = Config::w2_layout == Layout::nk ? args.w2_stride : 1;
+  const int64 to_k = Config::w2_layout == Layout::nk ? 1 : args.w2_stride;
   const int32 num_blocks = *static_cast<const int32*>(args.num_blocks);
   for (int32 block_idx = 0; block_idx < num_blocks; ++block_idx) {
     const Block block = block_at(args.blocks, block_idx);
     const auto* pairs = static_cast<const int32*>(args.sorted_pairs) + block.first;
-    const auto* inter = static_cast<const uint32*>(args.inter) + block.slot * inter_units;
+    const auto* inter = static_cast<const uint32*>(args.inter) + int64(block.first) * args.inter_stride;
     const auto* w = static_cast<const element*>(args.w2) + block.expert * args.w2_expert_stride +
-                    h0 * (Config::w2_layout == Layout::nk ? args.w2_stride : 1);
+                    h0 * to_n;
+    const int32 next_expert = block_idx + 1 < num_blocks ? block_at(args.blocks, block_idx + 1).expert : block.expert;
+    const auto* next_w = w + (next_expert - block.expert) * args.w2_expert_stride;
     int32 tokens[kMaxBlockTokens];
     float weights[kMaxBlockTokens];
     for (int t = 0; t < block.tokens; ++t) {
@@ -117,26 +97,31 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
           topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
     }
 
-    if (inter_is_panel<Config::w2_layout>(block.tokens)) {
-      const int padded = padded_tokens<S>(block.tokens);
-      for (int64 u0 = 0; u0 < inter_units; u0 += kPanelUnits) {
-        const int64 units = inter_units - u0 < kPanelUnits ? inter_units - u0 : kPanelUnits;
-        lanes_form<S>(w, args.w2_stride, columns, inter + u0 * padded, padded, inner, u0, units, s->tile, padded,
-                      s->staged);
-      }
-      add_transposed<S>(s->tile, padded, columns, tokens, weights, block.tokens, sums, args.h_block);
+    const typename A::element* rows[kMaxBlockTokens];
+    for (int t = 0; t < block.tokens; ++t)
+      rows[t] = reinterpret_cast<const typename A::element*>(inter + int64(t) * args.inter_stride);
+    if (uses_rows_form<Config::w2_layout>(block.tokens)) {
+      rows_form<S, A>(w, args.w2_stride, columns, rows, block.tokens, inner, tile, args.h_block);
     } else {
-      const typename A::element* rows[kMaxBlockTokens];
-      for (int t = 0; t < block.tokens; ++t)
-        rows[t] = reinterpret_cast<const typename A::element*>(inter + t * inter_units);
-      if constexpr (Config::w2_layout == Layout::nk)
-        rows_form<S, A>(w, args.w2_stride, columns, rows, block.tokens, inner, s->tile, args.h_block);
-      else
-        columns_form<S, A>(w, args.w2_stride, columns, rows, block.tokens, inner, s->tile, args.h_block);
-      for (int t = 0; t < block.tokens; ++t) {
-        float* sum = sums + int64(tokens[t]) * args.h_block;
-        for (int n = 0; n < columns; ++n) sum[n] += weights[t] * s->tile[t * args.h_block + n];
+      const WeightRange<S> range_of_w{w, args.w2_stride, columns};
+      for (int64 u0 = 0; u0 < inter_units; u0 += kPanelUnits) {
+        const int units = int(inter_units - u0 < kPanelUnits ? inter_units - u0 : kPanelUnits);
+        pack_tokens<A>(rows, block.tokens, inner, u0, units, panel.tokens);
+        // The same columns' next units of K, or the next block's first ones.
+        const int64 next_k = (u0 + kPanelUnits) * S::k_per_unit;
+        const auto* soon = next_k < inner ? w + kPanelUnits * S::k_per_unit * to_k : next_w - u0 * S::k_per_unit * to_k;
+        const WeightRange<S> next{soon, args.w2_stride, columns};
+        panel_form<S, Config::w2_layout>(range_of_w, next, block.tokens, inner, u0, units, tile, args.h_block,
+                                         &panel);
       }
+    }
+    for (int t = 0; t < block.tokens; ++t) {
+      float* sum = sums + int64(tokens[t]) * args.h_block;
+      const float* row = tile + t * args.h_block;
+      const typename S::floats weight(weights[t]);
+      for (int n = 0; n < columns; n += S::lanes)
+        store(sum + n, multiply_add<S::isa, S::lanes>(weight, load<typename S::floats>(row + n),
+                                                      load<typename S::floats>(sum + n)));
     }
   }
 

@@ -10,7 +10,8 @@
 // | expert_offsets | [E + 1]          | int32         | workspace; exclusive prefix sums of pairs per expert
 // | sorted_pairs   | [M * k]          | int32         | workspace; pairs by expert, ascending within one expert
 // | blocks         | [max_blocks][4]  | int32         | workspace; {expert, first, count, slot}: at most block_rows
-// |                |                  |               | consecutive sorted pairs of one expert; slot is the sum of all
+// |                |                  |               | consecutive sorted pairs of one expert, an expert's
+// |                |                  |               | blocks of nearly equal size; slot is the sum of all
 // |                |                  |               | counts before it, each rounded up to slot_granule
 // | num_blocks     | [1]              | int32         | workspace; <= min(E, M * k) + M * k / block_rows
 //
@@ -64,11 +65,13 @@ template <class Config> inline void route_serial(const RouteArgs& args) {
   for (int32 e = 0; e < args.num_experts; ++e) {
     const int32 first = offsets[e], count = offsets[e + 1];
     offsets[e + 1] += first;
-    for (int32 done = 0; done < count; done += args.block_rows, ++num_blocks) {
+    // Blocks of nearly equal size: a small last one would read all weights for few tokens.
+    const int32 rows = int32(ceil_div(count, ceil_div(count > 0 ? count : 1, args.block_rows)));
+    for (int32 done = 0; done < count; done += rows, ++num_blocks) {
       const int32 left = count - done;
       blocks[4 * num_blocks + 0] = e;
       blocks[4 * num_blocks + 1] = first + done;
-      blocks[4 * num_blocks + 2] = left < args.block_rows ? left : args.block_rows;
+      blocks[4 * num_blocks + 2] = left < rows ? left : rows;
       blocks[4 * num_blocks + 3] = slot;
       slot += int32(align_up(blocks[4 * num_blocks + 2], args.slot_granule));
     }
