@@ -266,7 +266,7 @@ def as_table(rows: Iterable[Row]) -> str:
 
 
 def _is_listed(row: Row) -> bool:
-    """Whether the document lists the row: bf16 and silu stand for all dtypes and activations, which share main loops."""
+    """Whether the document lists the row: bf16 and silu stand for the others, which share their main loops."""
     words = row.configuration.split()
     return not {"fp16", "gelu", "gelu_tanh"} & set(words)
 
