@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,7 @@ from jitmoe.source import render
 
 TOOLS = Path(__file__).parents[2] / "tools"
 BLOCK2D_GPUS = [name for name, arch in ARCHITECTURES.items() if arch.has_block2d]
-COMPILE_SECONDS = 0.5  # bar for one kernel alone on a core; tests share the machine, so one of five tries counts
+COMPILE_SECONDS = 0.5  # bar for one kernel alone on a core; the worker's CPU time, as tests share the machine
 
 
 def _load_report() -> ModuleType:
@@ -194,9 +195,15 @@ def test_nothing_spills(ocloc: Ocloc, arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ["bmg-g21", "dg2", "mtl"])
 def test_kernels_compile_quickly(arch: str) -> None:
+    def cpu_seconds(spec: XeSpec) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        compile_spec(spec)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
     one = isa_report.problem(num_tokens=8192, hidden_size=2048, intermediate_size=768)
     for spec in isa_report.specs_for(arch, [one]):
-        assert any(compile_spec(spec).seconds <= COMPILE_SECONDS for _ in range(5)), spec
+        assert any(cpu_seconds(spec) <= COMPILE_SECONDS for _ in range(5)), spec
 
 
 def test_emulated_and_native_sources_differ_in_one_constant() -> None:
