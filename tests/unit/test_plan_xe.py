@@ -294,3 +294,10 @@ def test_vector_kernels_read_wide_only_where_rows_are_aligned() -> None:
     assert not wide(base_alignment=2)
     assert not wide(w1_layout=Layout.KN)
     assert wide(h=2049, dtype=DType.FP32, base_alignment=4)
+
+
+def test_every_probed_gpu_is_in_the_table() -> None:
+    from jitmoe.runtime import probe
+
+    assert set(probe._ARCHITECTURES.values()) | {name for _, name in probe._NAME_PARTS} <= set(ARCHITECTURES)
+    assert architecture(probe.UNKNOWN_GPU).name == probe.UNKNOWN_GPU
