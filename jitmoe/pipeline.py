@@ -71,6 +71,7 @@ class Pipeline:
         self._checked: set[tuple[str, str]] = set()
         self._rejected: dict[tuple[str, ...], SelfCheckError] = {}  # by device and kernels, see _group
         self._lock = threading.RLock()
+        self._broken_lock = threading.Lock()
         self.on_build: Callable[[BuildEvent], None] = lambda event: None
 
     @property
@@ -278,8 +279,10 @@ class Pipeline:
         return error
 
     def _give_up_on(self, compiler: Compiler, key: CacheKey, failure: CompileError) -> None:
-        if compiler.name not in self._broken:
+        with self._broken_lock:
+            is_news = compiler.name not in self._broken
             self._broken.add(compiler.name)
+        if is_news:
             logger.warning("jitmoe: %s failed, going on with another compiler. %s", compiler.name, failure)
         if not failure.is_passing:
             self.cache.put_verdict(_compile_verdict(key), {"status": "failed", "reason": failure.reason})
@@ -318,11 +321,13 @@ class Pipeline:
         try:
             return loader.load_shared_library(spec.entry_name, image, entry.key.digest, stream)
         except LoadError as error:
-            makers = {compiler.name for compiler in self.compilers if compiler.kind is ArtifactKind.SHARED_LIBRARY}
-            if len(makers) == len(self.compilers):
-                raise
-            self._broken |= makers
-            logger.warning("jitmoe: %s; going on with another compiler", error)
+            with self._broken_lock:
+                makers = {c.name for c in self.compilers if c.kind is ArtifactKind.SHARED_LIBRARY}
+                if len(makers) == len(self.compilers):
+                    raise
+                self._broken |= makers
+            if makers:  # else another kernel's thread has said so
+                logger.warning("jitmoe: %s; going on with another compiler", error)
             return self._load(spec, self._find(spec, stream.device) or self._compile(spec, stream.device), stream)
 
     def _load_spirv(self, spec: KernelSpec, entry: Entry, stream: Stream) -> Kernel:

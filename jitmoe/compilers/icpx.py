@@ -32,6 +32,13 @@ from jitmoe.source import INCLUDE_DIR
 MEMORY_PER_JOB_BYTES = 3 << 30  # peers plan 3-8 GB for one CUTLASS unit; our units are far smaller
 VERSION_TIMEOUT_S = 20.0
 HOST_INCLUDE = "#include <jitmoe/host/shared_library.hpp>\n"
+# Where icpx has no target of ocloc's name. A GPU that is not known gets SPIR-V, like a CPU.
+_TARGETS = {
+    "x86-64": "spir64",
+    "unknown": "spir64",
+    "dg2": "intel_gpu_acm_g10,intel_gpu_acm_g11,intel_gpu_acm_g12",
+    "mtl": "intel_gpu_mtl_u,intel_gpu_mtl_h",
+}
 SONAME_OF_MAJOR = {"2025": "libsycl.so.8", "2026": "libsycl.so.9"}
 
 
@@ -75,7 +82,10 @@ class Icpx:
             f"-fsycl-targets={sycl_target(request.arch)}",
             f"-I{INCLUDE_PLACEHOLDER}",
             f'-DJITMOE_BUILD_KEY="{BUILD_KEY_PLACEHOLDER}"',
+            f'-DJITMOE_ENTRY_NAME="{request.kernel}"',
             f"-DJITMOE_KERNEL_NAME={request.kernel}",
+            # The runtime finds kernels of all loaded libraries by name: two configurations of one must not share it.
+            f"-D{request.kernel}={request.kernel}_{BUILD_KEY_PLACEHOLDER}",
         ]
         if request.large_grf:
             options += ["-Xsycl-target-backend", "-options -ze-opt-large-register-file"]
@@ -113,9 +123,7 @@ class Icpx:
 
 def sycl_target(arch: str) -> str:
     """Returns the -fsycl-targets value for a device: ahead-of-time for Intel GPUs, SPIR-V for everything else."""
-    if arch.startswith("x86"):
-        return "spir64"
-    return f"intel_gpu_{arch.replace('-', '_')}"
+    return _TARGETS.get(arch, f"intel_gpu_{arch.replace('-', '_')}")
 
 
 def find_icpx() -> tuple[Icpx | None, str]:

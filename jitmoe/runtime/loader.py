@@ -127,7 +127,9 @@ def load_shared_library(name: str, image: bytes, build_key: str, stream: Stream)
 @contextlib.contextmanager
 def _library_file(image: bytes) -> Iterator[Path]:
     """Yields a file with exactly ``image``: a private copy, so that what is mapped is what was verified."""
-    folder = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+    folder = Path("/dev/shm")  # containers often mount it so that nothing there can be executed
+    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        folder = Path(tempfile.gettempdir())
     with tempfile.NamedTemporaryFile(dir=folder, prefix="jitmoe-", suffix=".so") as stream:
         stream.write(image)
         stream.flush()

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The host side of a kernel library built by icpx: three C functions, nothing else is exported.
 //
-// Included after the rendered translation unit, which defines the entry point JITMOE_KERNEL_NAME. The loader
+// Included after the rendered translation unit, which defines the entry point JITMOE_KERNEL_NAME (JITMOE_ENTRY_NAME
+// in the plan's words; the compiler renames it, because kernel names are global in a process). The loader
 // (jitmoe/runtime/loader.py) compares ABI version and build key before it asks for the kernel.
 // The returned kernel is owned by nobody and lives as long as the process: kernel bundles in static storage crash
 // at exit (intel/llvm issue 22786).
@@ -24,9 +25,6 @@ JITMOE_EXPORT std::int32_t jitmoe_abi_version() noexcept { return JITMOE_ABI_VER
 
 JITMOE_EXPORT const char* jitmoe_build_key() noexcept { return JITMOE_BUILD_KEY; }
 
-#define JITMOE_STRINGIFY_(text) #text
-#define JITMOE_STRINGIFY(text) JITMOE_STRINGIFY_(text)
-
 // Returns a sycl::kernel* for `name` on the queue's context and device, or nullptr with the reason in `error`.
 JITMOE_EXPORT void* jitmoe_get_kernel(const char* name, void* queue, char* error, std::size_t error_size) noexcept {
   const auto fail = [&](const char* text) -> void* {
@@ -34,8 +32,7 @@ JITMOE_EXPORT void* jitmoe_get_kernel(const char* name, void* queue, char* error
     return nullptr;
   };
   try {
-    if (std::strcmp(name, JITMOE_STRINGIFY(JITMOE_KERNEL_NAME)) != 0)
-      return fail("this library holds " JITMOE_STRINGIFY(JITMOE_KERNEL_NAME));
+    if (std::strcmp(name, JITMOE_ENTRY_NAME) != 0) return fail("this library holds " JITMOE_ENTRY_NAME);
     namespace syclexp = sycl::ext::oneapi::experimental;
     const auto& q = *static_cast<sycl::queue*>(queue);
     auto bundle = syclexp::get_kernel_bundle<JITMOE_KERNEL_NAME, sycl::bundle_state::executable>(
