@@ -152,10 +152,38 @@ def test_decode_and_middle_loops_are_dense(ocloc: Ocloc, arch: str, m: int, grf:
     assert row.dpas_share >= share
 
 
+def control_barriers(spirv: bytes) -> int:
+    """Counts OpControlBarrier (224): barriers of work-groups and of sub-groups."""
+    words = memoryview(spirv).cast("I")
+    position, found = 5, 0  # after the header
+    while position < len(words):
+        found += words[position] & 0xFFFF == 224
+        position += words[position] >> 16
+    return found
+
+
+@pytest.mark.parametrize(
+    ("m", "expected"),
+    [
+        (1, {"xe_route": 6, "xe_gate_up": 2, "xe_down": 2, "xe_combine": 0}),
+        (8192, {"xe_route_count": 1, "xe_route_scan": 1, "xe_route_place": 2}),
+    ],
+)
+def test_no_barrier_is_lost_before_the_gpu_compiler(m: int, expected: dict[str, int]) -> None:
+    """Lanes run in step and sub-groups one after the other on the CPU device, which hides missing barriers."""
+    one = isa_report.problem(num_tokens=m, hidden_size=2048, intermediate_size=768)
+    found = {
+        spec.KERNEL: control_barriers(compile_spec(spec).image)
+        for spec in isa_report.specs_for("bmg-g21", [one])
+        if spec.KERNEL in expected
+    }
+    assert found == expected
+
+
 @pytest.mark.ocloc
 @pytest.mark.parametrize("arch", ["pvc", "bmg-g21", "dg2"])
 def test_no_barrier_is_lost(ocloc: Ocloc, arch: str) -> None:
-    """The CPU device runs sub-groups one after the other, which hides some missing barriers; native code shows all."""
+    """The same in native code, for those of work-groups."""
     barriers = {"xe_route": 3, "xe_gate_up": 2, "xe_down": 2, "xe_combine": 0}  # K slices: before and after the sum
     one = isa_report.problem(num_tokens=1, hidden_size=2048, intermediate_size=768)
     for spec in isa_report.specs_for(arch, [one]):
