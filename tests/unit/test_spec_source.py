@@ -79,21 +79,18 @@ extern "C" JITMOE_ND_RANGE(1) JITMOE_WORK_GROUP_SIZE_1D(1)
 void jitmoe_route_serial(
     const void* topk_ids,
     const void* expert_map,
-    void* expert_offsets,
+    void* cursors,
     void* sorted_pairs,
-    void* blocks,
-    void* num_blocks,
+    void* groups,
     jitmoe::int32 num_tokens,
     jitmoe::int32 top_k,
     jitmoe::int32 num_experts,
     jitmoe::int32 num_global_experts,
-    jitmoe::int64 topk_ids_row_stride,
-    jitmoe::int32 block_rows,
-    jitmoe::int32 slot_granule) {
+    jitmoe::int64 topk_ids_row_stride) {
   jitmoe::kernel::route_serial<Config>({.topk_ids = topk_ids, .expert_map = expert_map, \
-.expert_offsets = expert_offsets, .sorted_pairs = sorted_pairs, .blocks = blocks, .num_blocks = num_blocks, \
+.cursors = cursors, .sorted_pairs = sorted_pairs, .groups = groups, \
 .num_tokens = num_tokens, .top_k = top_k, .num_experts = num_experts, .num_global_experts = num_global_experts, \
-.topk_ids_row_stride = topk_ids_row_stride, .block_rows = block_rows, .slot_granule = slot_granule});
+.topk_ids_row_stride = topk_ids_row_stride});
 }
 """
     )

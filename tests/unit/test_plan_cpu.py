@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""The CPU plan: numbers shared with the headers, ranges that cover everything, buffers that are large enough."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from helpers.builders import cpu_device, moe_problem
+
+from jitmoe.device import CpuIsa
+from jitmoe.plan import cpu
+from jitmoe.problem import DType, Layout
+from jitmoe.source import INCLUDE_DIR
+
+
+def constant(header: str, name: str) -> int:
+    found = re.search(rf"constexpr int {name} = (\d+);", (INCLUDE_DIR / "jitmoe" / header).read_text())
+    assert found is not None, f"{name} is not in {header}"
+    return int(found.group(1))
+
+
+@pytest.mark.parametrize(
+    ("header", "name", "value"),
+    [
+        ("cpu/routing.hpp", "kFewPairs", cpu.FEW_PAIRS),
+        ("cpu/routing.hpp", "kSlotGranule", cpu.SLOT_GRANULE),
+        ("kernel/cpu_gate_up.hpp", "kMaxRows", cpu.MAX_GATE_UP_ROWS),
+        ("kernel/cpu_down.hpp", "kMaxColumns", cpu.MAX_DOWN_COLUMNS),
+    ],
+)
+def test_numbers_agree_with_the_headers(header, name, value):
+    assert constant(header, name) == value
+
+
+PROBLEMS = [
+    moe_problem(num_tokens=m, hidden_size=h, intermediate_size=i, num_experts=e, top_k=k)
+    for m in (1, 3, 8, 9, 64, 1024)
+    for h, i, e, k in ((1, 1, 1, 1), (70, 33, 5, 3), (256, 128, 8, 2), (2048, 768, 128, 8), (4096, 1536, 128, 8))
+]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("cores", [1, 2, 96])
+def test_ranges_cover_the_problem_and_fit_the_kernels(problem, cores):
+    device = cpu_device(num_compute_units=cores)
+    choice = cpu.choose(problem, device)
+    plan = cpu.launches(problem, device, choice)
+    by_kernel = {launch.spec.KERNEL: launch for launch in plan.launches}
+    gate_up, down = by_kernel["cpu_gate_up"], by_kernel["cpu_down"]
+    assert choice.gate_up_rows % 16 == 0 and choice.gate_up_rows <= cpu.MAX_GATE_UP_ROWS
+    assert choice.down_columns % 16 == 0 and choice.down_columns <= cpu.MAX_DOWN_COLUMNS
+    assert gate_up.scalars["num_ranges"] * choice.gate_up_rows >= problem.intermediate_size
+    assert gate_up.global_size == (cpu.max_groups(problem) * gate_up.scalars["num_ranges"],)
+    assert down.global_size[0] * choice.down_columns >= problem.hidden_size
+    assert (down.global_size[0] - 1) * choice.down_columns < problem.hidden_size
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_few_pairs_need_no_routing_launch(problem):
+    choice = cpu.choose(problem, cpu_device())
+    plan = cpu.launches(problem, cpu_device(), choice)
+    assert choice.gate_up.few_pairs == choice.down.few_pairs == (problem.num_pairs <= cpu.FEW_PAIRS)
+    assert len(plan.launches) == (2 if choice.gate_up.few_pairs else 3)
+
+
+def test_buffers_hold_the_worst_routing():
+    """Every expert's tokens start at a multiple of the granule, so each may waste all but one place."""
+    problem = moe_problem(num_tokens=100, top_k=3, num_experts=7, intermediate_size=33)
+    plan = cpu.launches(problem, cpu_device(), cpu.choose(problem, cpu_device()))
+    sizes = {buffer.name: buffer.num_bytes for buffer in plan.buffers}
+    worst_slots = 7 * 15 + 300
+    assert sizes["inter"] >= worst_slots * 48 * 4
+    assert sizes["groups"] >= 16 * (1 + 7)
+    assert sizes["sorted_pairs"] >= 4 * 300
+
+
+def test_specs_do_not_depend_on_sizes_beyond_few_or_many():
+    def specs(**sizes):
+        problem = moe_problem(**sizes)
+        return cpu.launches(problem, cpu_device(), cpu.choose(problem, cpu_device())).specs
+
+    many = specs(num_tokens=100)
+    assert specs(num_tokens=1000, hidden_size=99, intermediate_size=17, num_experts=77, top_k=5) == many
+    assert specs(num_tokens=3) == specs(num_tokens=1, hidden_size=99, num_experts=77)
+    assert set(specs(num_tokens=3)).isdisjoint(many)
+
+
+@pytest.mark.parametrize("isa", CpuIsa)
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.FP16, DType.FP32])
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("tokens", [1, 500])
+def test_the_check_problem_runs_the_same_kernels(isa, dtype, layout, tokens):
+    device = cpu_device(cpu_isa=isa)
+    problem = moe_problem(num_tokens=tokens, dtype=dtype, w1_layout=layout, w2_layout=layout)
+    choice = cpu.choose(problem, device)
+    small = cpu.check_problem(problem, choice)
+    plan = cpu.launches(problem, device, choice)
+    assert cpu.launches(small, device, choice).specs == plan.specs
+    assert (small.num_pairs <= cpu.FEW_PAIRS) == choice.gate_up.few_pairs
