@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,7 +62,9 @@ class Broken:
     def compile(self, request, *, build_key, timeout_s):
         self.num_compiled += 1
         if self.kernel in request.kernel and " dtype=bf16" in request.spec:
-            never = f"{self.body}\n  if (top_k < 0) jitmoe::kernel::"
+            size = re.search(r"jitmoe::int32 (\w+)", request.source)
+            assert size is not None
+            never = f"{self.body}\n  if ({size.group(1)} < 0) jitmoe::kernel::"
             request = dataclasses.replace(request, source=request.source.replace("jitmoe::kernel::", never))
         return self._real.compile(request, build_key=build_key, timeout_s=timeout_s)
 
