@@ -37,6 +37,8 @@ ANCHORS = {
 }
 
 _NOT_CODE = ("//", ".")
+# "load.ugm", "load_block2d.ugm"; on Xe3 "send.ugm" with the message in the comment
+_LOAD = r"^(?:\([^)]*\)\s*)?(?:load\S*|send\.\w+(?=.*; load))"
 _JUMP = re.compile(r"\b(?:jmpi|while|goto|brc|brd)\b.*?\b(\w+)\s*(?://.*|\{.*)?$")
 
 
@@ -55,16 +57,12 @@ class Loop:
 
     @property
     def prefetches(self) -> int:
-        return self.count(r"\bload\S* .*\)\s+null\b")
+        return self.count(_LOAD + r"\s+\([^)]*\)\s+null\b")
 
     @property
     def loads(self) -> int:
         """Load messages with a result."""
-        return self.count(r"\bload\S* ") - self.prefetches
-
-    @property
-    def block2d_loads(self) -> int:
-        return self.count(r"\bload_block2d\S* (?!.*\)\s+null\b)")
+        return self.count(_LOAD) - self.prefetches
 
     @property
     def barriers(self) -> int:

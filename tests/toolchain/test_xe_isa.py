@@ -116,7 +116,7 @@ def test_each_intrinsic_becomes_its_instruction(ocloc: Ocloc) -> None:
 
 @pytest.mark.ocloc
 @pytest.mark.parametrize(
-    ("arch", "gather", "packed"), [("bmg-g21", 73, 62), ("pvc", 92, 92), ("lnl-m", 73, 62), ("bmg-g31", 73, 62)]
+    ("arch", "gather", "packed"), [("bmg-g21", 73, 62), ("pvc", 92, 92), ("lnl-m", 73, 62), ("ptl-h", 73, 62)]
 )
 def test_prefill_loop_is_dense(ocloc: Ocloc, arch: str, gather: int, packed: int) -> None:
     """32 dpas per K step of 32, with every load, the prefetches and the split barrier inside."""
@@ -259,7 +259,18 @@ L10:
     instructions, loop = isa_report.parse_assembly(text)
     assert len(instructions) == 8
     assert (len(loop.instructions), loop.dpas, loop.loads, loop.prefetches, loop.barriers) == (6, 1, 2, 1, 1)
-    assert loop.block2d_loads == 1
+
+
+def test_report_counts_messages_of_xe3() -> None:
+    loop = isa_report.Loop(
+        (
+            "(W)  send.ugm (1|M0)  r5  r250  null:0  0x0  0x03F00203  {$25} // wr:1+0, rd:31; load_block2d",
+            "send.ugm (16|M0)  r72  r238  null:0  0x0  0x04804580  {$27} // wr:2+0, rd:8; load.ugm.d32x8",
+            "(W)  send.ugm (1|M0)  null  r249  null:0  0x0  0x02000203  {$31} // wr:1+0, rd:0; load_block2d",
+            "(W)  send.gtwy (1|M0)  null  r4  null:0  0x0  0x02000004  {$3} // wr:1+0, rd:0; signal barrier",
+        )
+    )
+    assert (loop.loads, loop.prefetches) == (2, 1)
 
 
 def test_execution_environment_is_read() -> None:
