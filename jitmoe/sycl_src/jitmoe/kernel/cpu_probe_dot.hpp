@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+// Multiply-adds from registers only, as many at once as the CPU takes: the limit that a compute-bound kernel is
+// measured against (tools/bench_moe.py).
+//
+// | tensor | shape    | dtype | layout, owner
+// | out    | [groups] | fp32  | the sum of everything computed
+//
+// nd_range: (groups), work-groups of 1 work-item. A group does steps * kChains accumulations of one register.
+#pragma once
+
+#include <jitmoe/cpu/simd.hpp>
+#include <jitmoe/entry.hpp>
+
+namespace jitmoe::kernel {
+
+struct CpuProbeDotArgs {
+  void* out;
+  int32 steps;
+};
+
+template <class Config> inline void cpu_probe_dot(const CpuProbeDotArgs& args) {
+  using S = jitmoe::cpu::Simd<Config::isa, Config::dtype>;
+  constexpr int kChains = 12;  // independent sums: more than latency times throughput, no more than 16 registers hold
+  const int64 group = nd_item<1>().get_group(0);
+  typename S::floats sums[kChains];
+#pragma unroll
+  for (int i = 0; i < kChains; ++i) sums[i] = typename S::floats(float(i));
+  const auto a = typename S::units(uint32(group)), b = typename S::units(uint32(args.steps));
+  for (int32 step = 0; step < args.steps; ++step)
+#pragma unroll
+    for (int i = 0; i < kChains; ++i) S::accumulate(sums[i], a, b);
+  typename S::floats all = sums[0];
+#pragma unroll
+  for (int i = 1; i < kChains; ++i) all += sums[i];
+  static_cast<float*>(args.out)[group] = jitmoe::cpu::sum<S::lanes>(all);
+}
+
+}  // namespace jitmoe::kernel
