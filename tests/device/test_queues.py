@@ -97,7 +97,7 @@ def test_a_chain_of_calls_keeps_its_order(queue):
     assert torch.equal(call.hidden_states, again.hidden_states)
 
 
-@pytest.mark.parametrize("wrong", ["gpu", 0, 3.5, object(), True], ids=repr)
+@pytest.mark.parametrize("wrong", ["gpu", 0, 3.5, object, True], ids=str)
 def test_what_is_no_queue_is_refused(wrong):
     with pytest.raises(jitmoe.ArgumentError, match=r"queue: expected a dpctl\.SyclQueue"):
         moe.make(3).run(queue=wrong)
