@@ -75,7 +75,7 @@ def fused_moe(
             must not overlap the weights.
         queue: run on this queue (a ``dpctl.SyclQueue``, ``torch.xpu.Stream`` or the address of a ``sycl::queue``)
             instead of torch's current XPU stream, the queue of the USM memory, or the default CPU queue. The device
-            must be able to reach the tensors; the caller waits for the queue.
+            must be able to reach the tensors. The caller waits for the queue, and keeps the tensors alive until then.
 
     Returns:
         The result, like ``hidden_states`` in shape and dtype. Calls on torch CPU tensors return when it is there
