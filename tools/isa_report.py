@@ -125,7 +125,8 @@ def describe(spec: XeSpec) -> str:
         extra = f" {spec.activation.value}" if hasattr(spec, "activation") else ""
         return f"{tile} {groups} {operands} {spec.dtype.value}{extra}"
     if isinstance(spec, (XeVectorGateUp, XeVectorDown)):
-        return f"{spec.tile_rows} rows {spec.layout.value}{' wide' if spec.wide else ''} {spec.dtype.value}"
+        extra = f" {spec.activation.value}" if isinstance(spec, XeVectorGateUp) else ""
+        return f"{spec.tile_rows} rows {spec.layout.value}{' wide' if spec.wide else ''} {spec.dtype.value}{extra}"
     return " ".join(str(getattr(value, "value", value)) for _, value in spec.constants())
 
 
@@ -221,27 +222,30 @@ def specs_for(arch: str, problems: Iterable[MoEProblem]) -> list[XeSpec]:
 
 
 def report(arches: Iterable[str], sycl: SyclJit, ocloc: Ocloc, *, jobs: int, dtypes: set[str]) -> list[Row]:
-    """Returns a row per kernel and GPU, compiling in ``jobs`` processes at once; progress goes to stderr."""
+    """Returns a row per kernel and GPU; ``jobs`` ocloc processes at once, progress on stderr."""
     users: dict[XeSpec, list[str]] = {}
     for arch in arches:
         problems = [p for p in representative_problems(arch) if p.dtype.value in dtypes]
         for spec in specs_for(arch, problems):
             users.setdefault(spec, []).append(arch)
-    total, done = sum(map(len, users.values())), 0
-    rows: list[Row] = []
-
-    def work(spec: XeSpec) -> list[Row]:
+    images = {}
+    for number, spec in enumerate(users, 1):
         request = CompileRequest(
             kernel=spec.entry_name, spec=str(spec), source=render(spec), arch="", large_grf=spec.large_grf
         )
-        image = sycl.compile(request, build_key="", timeout_s=300)
-        return [measure(spec, arch, image.image, image.seconds, ocloc) for arch in users[spec]]
+        # One at a time, so that the times mean something.
+        images[spec] = sycl.compile(request, build_key="", timeout_s=300)
+        print(f"\r{number}/{len(users)} kernels to SPIR-V", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
 
+    def work(spec: XeSpec) -> list[Row]:
+        return [measure(spec, arch, images[spec].image, images[spec].seconds, ocloc) for arch in users[spec]]
+
+    total, rows = sum(map(len, users.values())), list[Row]()
     with ThreadPoolExecutor(jobs) as pool:
         for result in pool.map(work, users):
             rows += result
-            done += len(result)
-            print(f"\r{done}/{total} kernels", end="", file=sys.stderr, flush=True)
+            print(f"\r{len(rows)}/{total} kernels to machine code", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return rows
 
@@ -302,9 +306,9 @@ Objections (spills, private memory, stack calls, retried compilations): {problem
 
 Columns: configuration = tokens x (columns + columns) per sub-group, sub-groups along M x N x K slices, weight layout,
 how weights / tokens are read; loop = instructions of the innermost loop with dpas, for one K step of 32; share = dpas
-per instruction; ld, pf = load and prefetch messages; bar = barrier waits; SYCL s, ocloc s = compile times while
-others ran beside (alone, a kernel takes 0.2 to 0.3 s). On dg2 and arl-h ocloc adds dpas without an operand (a
-workaround), so loops there show more than their 16 or 32.
+per instruction; ld, pf = load and prefetch messages; bar = barrier waits; SYCL s = seconds from source to SPIR-V, one
+kernel at a time; ocloc s = seconds to machine code, several at once on a busy machine. On dg2 and arl-h ocloc adds dpas
+without an operand (a workaround), so loops there show more than their 8, 16 or 32.
 
 ## Prefill tile beside sycl-tla's MoE GEMM
 
