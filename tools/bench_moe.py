@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""fused_moe beside its peers: interleaved rounds, medians, correctness, and each time as a share of the machine's limit.
+"""fused_moe beside its peers: interleaved rounds, medians, correctness, each time as a share of the machine's limit.
 
 usage: tools/bench_moe.py --models qwen3-30b-a3b olmoe --tokens 1 16 1024 --routings uniform zipf hot --json out.json
 
@@ -195,26 +195,34 @@ def route(routing: str, m: int, e: int, k: int, generator: torch.Generator) -> t
     return torch.softmax(torch.randn(m, k, generator=generator), -1), ids
 
 
-def measure(calls: dict[str, Call], limits: Limits | None, seconds: float) -> dict[str, list[float]]:
-    """Times all calls in turn, with the limits between them, until about ``seconds`` have passed (3 rounds at least)."""
+def measure(calls: dict[str, Call], limits: Limits | None, seconds: float, gap: float) -> dict[str, list[float]]:
+    """Times all calls in turn, and the limits, until about ``seconds`` have passed (3 rounds at least).
+
+    ``gap`` seconds of sleep before each call let the threads of the call before it, which wait in a spinning loop for
+    more work, give their cores back.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     if limits is not None:
         times |= {"read": [], "dot": []}
     ends = time.perf_counter() + seconds
     while len(next(iter(times.values()))) < 3 or time.perf_counter() < ends:
         for name, call in calls.items():
+            time.sleep(gap)
             started = time.perf_counter()
             call()
             if torch.xpu.is_available():
                 torch.xpu.synchronize()
             times[name].append(time.perf_counter() - started)
         if limits is not None:
+            time.sleep(gap)
             times["read"].append(limits.read_seconds_per_byte())
             times["dot"].append(limits.dot_seconds_per_operation())
     return times
 
 
-def run_cell(tensors: tuple[Any, ...], peers: Sequence[str], limits: Limits | None, seconds: float) -> dict[str, Any]:
+def run_cell(
+    tensors: tuple[Any, ...], peers: Sequence[str], limits: Limits | None, seconds: float, gap: float
+) -> dict[str, Any]:
     x, w1, w2, weights, ids = tensors
     calls: dict[str, Call] = {}
     errors: dict[str, float] = {}
@@ -230,7 +238,7 @@ def run_cell(tensors: tuple[Any, ...], peers: Sequence[str], limits: Limits | No
             continue
         errors[name] = float((result - expected.cpu()).norm() / expected.norm())
         calls[name] = call
-    times = measure(calls, limits, seconds)
+    times = measure(calls, limits, seconds, gap)
     medians = {name: statistics.median(values) for name, values in times.items()}
     touched = len(ids.unique()) * (w1[0].numel() + w2[0].numel()) * w1.element_size()
     operations = 2 * ids.numel() * (w1[0].numel() + w2[0].numel())
@@ -292,6 +300,7 @@ def main() -> int:
     parser.add_argument("--peers", nargs="*", default=["eager"], help=f"{', '.join(PEERS)} or module:function")
     parser.add_argument("--device", choices=["cpu", "xpu"], default="cpu")
     parser.add_argument("--seconds", type=float, default=2.0, help="of measuring per cell")
+    parser.add_argument("--gap", type=float, default=10.0, help="milliseconds of sleep before each timed call")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--png", type=Path, help="draw the share of the limit here (needs matplotlib)")
     options = parser.parse_args()
@@ -313,7 +322,7 @@ def main() -> int:
                     x = torch.randn(m, h, generator=generator).to(DTYPES[dtype])
                     weights, ids = route(routing, m, e, k, generator)
                     tensors = (x.to(options.device), w1, w2, weights.to(options.device), ids.to(options.device))
-                    cell = run_cell(tensors, options.peers, limits, options.seconds)
+                    cell = run_cell(tensors, options.peers, limits, options.seconds, options.gap * 1e-3)
                     print(f"{model.name} {dtype} {routing} M={m}: {text_of(cell, TOLERANCES[dtype])}", flush=True)
                     cells.append({"model": model.name, "dtype": dtype, "routing": routing, "tokens": m} | cell)
             _zentorch_weights.clear()

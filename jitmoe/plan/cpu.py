@@ -12,6 +12,7 @@ from jitmoe.problem import Activation, DType, Layout, MoEProblem
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 BLOCK_TOKENS = 96  # kMaxBlockTokens in cpu/tiles.hpp
+PANEL_UNITS = 256  # kPanelUnits in cpu/tiles.hpp
 INTER_GRANULE = 32  # kInterGranule in cpu/block.hpp: elements
 MAX_GATE_UP_ROWS = 192  # kMaxRows in kernel/cpu_gate_up.hpp
 MAX_DOWN_COLUMNS = 256  # kMaxColumns in kernel/cpu_down.hpp
@@ -207,11 +208,11 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
 
 
 def check_problem(problem: MoEProblem, choice: CpuChoice) -> MoEProblem:
-    """Returns a problem with full, partial and tiny blocks, and tails in every dimension."""
+    """Returns a problem with experts in both forms and tiles of most sizes, several K blocks, tails in every dimension."""
     return problem.resized(
-        num_tokens=43,
-        hidden_size=choice.down_columns + 83,
+        num_tokens=60,
+        hidden_size=max(choice.down_columns + 83, 2 * PANEL_UNITS + 37),
         intermediate_size=choice.gate_up_rows + 37,
-        num_experts=3,
+        num_experts=11,
         top_k=2,
     )
