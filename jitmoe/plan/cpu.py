@@ -20,7 +20,10 @@ UNIT_BYTES = 4  # a pair of bf16 or one float
 LINE_UNITS = 16  # a cache line
 SET_BYTES = 1024  # rows that are multiples of this apart would share few sets of the L1 cache
 RANGE_STEP = 32  # columns of the widest panel
-ITEMS_PER_CORE = 8  # work-items per core that balance uneven ones; measured: fewer leave cores idle at the end
+# Work-items per core. Many tokens: each range packs the tokens again, so ranges are large; those of `down` are equal.
+# Few tokens: weights are streamed, and small ranges end at the same time on all cores.
+GATE_UP_ITEMS_PER_CORE, DOWN_ITEMS_PER_CORE, STREAMING_ITEMS_PER_CORE = 8, 4, 32
+ROWS_FORM_TOKENS = 8  # kRowsFormTokens in cpu/tiles.hpp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +96,13 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     isa = device.cpu_isa if device.cpu_isa is not None else CpuIsa.GENERIC
     if isa is CpuIsa.AMX_BF16:
         isa = CpuIsa.AVX512_BF16
-    wanted_items = ITEMS_PER_CORE * max(1, device.num_compute_units)
-    blocks = min(problem.num_experts, problem.num_pairs)
-    gate_up_rows = _range_size(problem.intermediate_size, max(1, wanted_items // max(1, blocks)), MAX_GATE_UP_ROWS)
-    down_columns = _range_size(problem.hidden_size, wanted_items // 2, MAX_DOWN_COLUMNS)
+    cores = max(1, device.num_compute_units)
+    blocks = max(1, min(problem.num_experts, problem.num_pairs))
+    is_streaming = problem.num_pairs <= ROWS_FORM_TOKENS * blocks
+    gate_up_items = cores * (STREAMING_ITEMS_PER_CORE if is_streaming else GATE_UP_ITEMS_PER_CORE)
+    down_items = cores * (STREAMING_ITEMS_PER_CORE if is_streaming else DOWN_ITEMS_PER_CORE)
+    gate_up_rows = _range_size(problem.intermediate_size, max(1, gate_up_items // blocks), MAX_GATE_UP_ROWS)
+    down_columns = _range_size(problem.hidden_size, down_items, MAX_DOWN_COLUMNS)
     return CpuChoice(
         route=RouteSerialSpec(ids_dtype=problem.topk_ids_dtype, has_expert_map=problem.num_global_experts is not None),
         gate_up=CpuGateUpSpec(
@@ -208,7 +214,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
 
 
 def check_problem(problem: MoEProblem, choice: CpuChoice) -> MoEProblem:
-    """Returns a problem with experts in both forms and tiles of most sizes, several K blocks, tails in every dimension."""
+    """Returns a problem with experts in both forms, tiles of most sizes, several K blocks, tails in every dimension."""
     return problem.resized(
         num_tokens=60,
         hidden_size=max(choice.down_columns + 83, 2 * PANEL_UNITS + 37),

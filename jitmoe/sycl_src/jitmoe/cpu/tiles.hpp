@@ -148,7 +148,8 @@ inline void pack_tokens(const typename A::element* const* tokens, int num_tokens
 
 // lanes weight columns n .. n+lanes-1 of unit u of W [K][N] storage; columns past num_n are zero.
 template <class S>
-inline typename S::units load_columns(const typename S::element* w, int64 w_stride, int64 u, int64 k, int n, int num_n) {
+inline typename S::units load_columns(const typename S::element* w, int64 w_stride, int64 u, int64 k, int n,
+                                      int num_n) {
   using element = typename S::element;
   element copy[2][S::lanes];
   const element* rows[2];
