@@ -24,6 +24,16 @@ template <class V> inline V load(const void* from) {
 }
 template <class V> inline void store(void* to, V value) { __builtin_memcpy(to, &value, sizeof(V)); }
 
+// Starts moving the cache line at `address`, which may lie outside of any tensor, to the L2 cache. Not to L1: weight
+// rows are often a multiple of 4 KiB apart, so few of them fit there at once.
+inline void prefetch(const void* address) {
+#ifdef __SYCL_DEVICE_ONLY__
+  asm volatile("prefetcht1 (%0)" : : "r"(address));
+#else
+  (void)address;
+#endif
+}
+
 constexpr int simd_lanes(CpuIsa isa) { return isa == CpuIsa::generic ? 4 : isa == CpuIsa::avx2 ? 8 : 16; }
 constexpr bool has_bf16_dot(CpuIsa isa) { return isa == CpuIsa::avx512_bf16 || isa == CpuIsa::amx_bf16; }
 
@@ -78,7 +88,9 @@ inline Vec<float, lanes> multiply_add(Vec<float, lanes> a, Vec<float, lanes> b, 
 // acc[l] += a[l].k * b[l].k + a[l].k+1 * b[l].k+1 for 16 pairs of bf16 (VDPBF16PS; products and sums in fp32).
 inline void dot_bf16(Vec<float, 16>& acc, Vec<uint32, 16> a, Vec<uint32, 16> b) {
 #ifdef __SYCL_DEVICE_ONLY__
-  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+  // The tie is written as "0": a "+v" reaches the driver as four unrelated operands, and then it is luck whether the
+  // register allocator gives acc the same register twice.
+  asm("vdpbf16ps %3, %2, %0" : "=v"(acc) : "0"(acc), "v"(a), "v"(b));
 #else
   (void)acc, (void)a, (void)b;
 #endif
@@ -89,15 +101,6 @@ inline void dot_bf16(Vec<float, 16>& acc, Vec<uint32, 16> a, Vec<uint32, 16> b) 
 template <class T> [[gnu::noinline]] void copy_tail(const T* from, int64 count, T* to, int num) {
 #pragma clang loop unroll(disable) vectorize(disable)
   for (int i = 0; i < num; ++i) to[i] = i < count ? from[i] : T(0);
-}
-
-// Asks for the cache line at `address` to be brought into the L2 cache; any address is allowed.
-inline void prefetch(const void* address) {
-#ifdef __SYCL_DEVICE_ONLY__
-  asm volatile("prefetcht1 (%0)" : : "r"(address));
-#else
-  (void)address;
-#endif
 }
 
 // How elements of `dtype` are multiplied on `isa`.
@@ -150,79 +153,48 @@ template <CpuIsa isa_, DType dtype_> struct Simd {
   }
 };
 
-// Sum of all lanes, in a fixed tree order.
-template <int lanes> inline float sum(Vec<float, lanes> v) {
-  if constexpr (lanes == 16) {
-    return sum<8>(v.lo + v.hi);
-  } else if constexpr (lanes == 8) {
-    return sum<4>(v.lo + v.hi);
-  } else {
-    const Vec<float, 2> two = v.lo + v.hi;
-    return two.x + two.y;
-  }
-}
-
 template <class T, T... numbers> struct Sequence {};
 
-// Which lane of the pair (a, b) goes to lane l of a result; b's lanes count from `lanes` on. Each is one instruction.
-// kLow32 .. kHigh64 interleave within 128-bit parts (UNPCK), the others move whole 128-bit parts (VSHUFF32X4,
-// VPERM2F128).
-enum class Shuffle { kLow32, kHigh32, kLow64, kHigh64, kLowHalf, kHighHalf, kEvenParts, kOddParts };
-constexpr int shuffled_lane(Shuffle kind, int lanes, int l) {
-  const int part = l & ~3, in_part = l & 3, half = lanes / 2;
-  switch (kind) {
-    case Shuffle::kLow32: return part + in_part / 2 + (in_part & 1 ? lanes : 0);
-    case Shuffle::kHigh32: return part + 2 + in_part / 2 + (in_part & 1 ? lanes : 0);
-    case Shuffle::kLow64: return part + (in_part & 1) + (in_part & 2 ? lanes : 0);
-    case Shuffle::kHigh64: return part + 2 + (in_part & 1) + (in_part & 2 ? lanes : 0);
-    case Shuffle::kLowHalf: return l < half ? l : lanes + l - half;
-    case Shuffle::kHighHalf: return l < half ? half + l : lanes + l;
-    case Shuffle::kEvenParts: return l < half ? 2 * part + in_part : lanes + 2 * (part - half) + in_part;
-    default: return l < half ? 2 * part + 4 + in_part : lanes + 2 * (part - half) + 4 + in_part;
+// Exchanges the off-diagonal blocks of two rows that are `step` apart: one round of a transposition.
+template <int step, class V, int... l> inline void exchange(V& a, V& b, Sequence<int, l...>) {
+  constexpr int lanes = sizeof...(l);
+  const V low = __builtin_shufflevector(a, b, (l & step ? lanes + l - step : l)...);
+  const V high = __builtin_shufflevector(a, b, (l & step ? lanes + l : l + step)...);
+  a = low;
+  b = high;
+}
+
+// Lane i of the result is the sum of the lanes i, i + count, i + 2 count ...
+template <int lanes, int count> inline Vec<float, count> fold(Vec<float, lanes> v) {
+  if constexpr (lanes == count) return v;
+  else return fold<lanes / 2, count>(v.lo + v.hi);
+}
+
+template <int lanes, int step> inline void transpose_step(Vec<uint32, lanes> (&m)[lanes]) {
+  if constexpr (step < lanes) {
+#pragma unroll
+    for (int i = 0; i < lanes; ++i)
+      if (!(i & step)) exchange<step>(m[i], m[i + step], __make_integer_seq<Sequence, int, lanes>{});
+    transpose_step<lanes, 2 * step>(m);
   }
 }
 
-template <Shuffle kind, class V, int... l> inline V shuffle(V a, V b, Sequence<int, l...>) {
-  return __builtin_shufflevector(a, b, shuffled_lane(kind, sizeof...(l), l)...);
-}
-template <Shuffle kind, int lanes> inline Vec<uint32, lanes> shuffle(Vec<uint32, lanes> a, Vec<uint32, lanes> b) {
-  return shuffle<kind>(a, b, __make_integer_seq<Sequence, int, lanes>{});
+// Lane i of the result (i < count, a power of two <= lanes) is the sum of all lanes of v[i], in a fixed tree order.
+template <int lanes, int count, int step = 1>
+inline Vec<float, count> sum_lanes(Vec<float, lanes> (&v)[count]) {
+  if constexpr (step < count) {
+#pragma unroll
+    for (int i = 0; i < count; i += 2 * step) {
+      exchange<step>(v[i], v[i + step], __make_integer_seq<Sequence, int, lanes>{});
+      v[i] += v[i + step];
+    }
+    return sum_lanes<lanes, count, 2 * step>(v);
+  } else {
+    return fold<lanes, count>(v[0]);
+  }
 }
 
-// m[i][l] <-> m[l][i]: 4x4 transpositions within 128-bit parts, then of the parts themselves.
-template <int lanes> inline void transpose(Vec<uint32, lanes> (&m)[lanes]) {
-#pragma unroll
-  for (int i = 0; i < lanes; i += 4) {
-    const auto low01 = shuffle<Shuffle::kLow32, lanes>(m[i], m[i + 1]);
-    const auto high01 = shuffle<Shuffle::kHigh32, lanes>(m[i], m[i + 1]);
-    const auto low23 = shuffle<Shuffle::kLow32, lanes>(m[i + 2], m[i + 3]);
-    const auto high23 = shuffle<Shuffle::kHigh32, lanes>(m[i + 2], m[i + 3]);
-    m[i] = shuffle<Shuffle::kLow64, lanes>(low01, low23);
-    m[i + 1] = shuffle<Shuffle::kHigh64, lanes>(low01, low23);
-    m[i + 2] = shuffle<Shuffle::kLow64, lanes>(high01, high23);
-    m[i + 3] = shuffle<Shuffle::kHigh64, lanes>(high01, high23);
-  }
-  if constexpr (lanes == 8) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const auto low = shuffle<Shuffle::kLowHalf, lanes>(m[i], m[i + 4]);
-      m[i + 4] = shuffle<Shuffle::kHighHalf, lanes>(m[i], m[i + 4]);
-      m[i] = low;
-    }
-  }
-  if constexpr (lanes == 16) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const auto low04 = shuffle<Shuffle::kLowHalf, lanes>(m[i], m[i + 4]);
-      const auto high04 = shuffle<Shuffle::kHighHalf, lanes>(m[i], m[i + 4]);
-      const auto low8c = shuffle<Shuffle::kLowHalf, lanes>(m[i + 8], m[i + 12]);
-      const auto high8c = shuffle<Shuffle::kHighHalf, lanes>(m[i + 8], m[i + 12]);
-      m[i] = shuffle<Shuffle::kEvenParts, lanes>(low04, low8c);
-      m[i + 4] = shuffle<Shuffle::kOddParts, lanes>(low04, low8c);
-      m[i + 8] = shuffle<Shuffle::kEvenParts, lanes>(high04, high8c);
-      m[i + 12] = shuffle<Shuffle::kOddParts, lanes>(high04, high8c);
-    }
-  }
-}
+// m[i][l] <-> m[l][i]: log2(lanes) rounds of exchanging blocks between rows that are `step` apart.
+template <int lanes> inline void transpose(Vec<uint32, lanes> (&m)[lanes]) { transpose_step<lanes, 1>(m); }
 
 }  // namespace jitmoe::cpu

@@ -1,57 +1,55 @@
 // SPDX-License-Identifier: MIT
-// The two inner loops of the CPU kernels. Both compute C = A W^T for some tokens of one expert, in fp32.
+// The three inner loops of the CPU kernels. All compute C = A W^T for some tokens of one expert, in fp32.
 //
 //   rows form    few tokens, W [N][K] (k dense): lanes run along K, so each weight is read once, in storage order, at
 //                memory speed; lanes are summed at the end.
-//   panel form   otherwise: lanes run along N. 32 weight rows (16, 8 on smaller registers) are brought into a panel
-//                [unit][column] in the L1 cache, by a transposition in registers or as they are (W [K][N]), and every
-//                token of the block is multiplied with it. That costs as much as 4 more tokens. Converting a weight
-//                format happens on the way into the panel. The next panel's weights are prefetched meanwhile.
+//   lanes form   many tokens, W [N][K]: a lane is a token. The tokens are packed as panel[unit][token]; a weight unit
+//                is one dword of the untouched tensor, broadcast. So weights are never repacked.
+//   columns form W [K][N] (n dense): lanes run along N, token units are broadcast.
 //
-// Letters: t token of the block, n weight row, k element of K, u unit of K (see simd.hpp).
+// Rows and lanes form ask for the weights of the next tile while they compute one: a row is too short, and rows are
+// too far apart, for the hardware to see the pattern in time.
+//
+// Letters: t token of the block, n weight row, k element of K, u unit of K (see simd.hpp), P padded tokens.
 #pragma once
 
 #include <jitmoe/cpu/simd.hpp>
 
 namespace jitmoe::cpu {
 
-constexpr int kMaxBlockTokens = 96;  // tokens of one expert that a work-item handles together
-constexpr int kRowsFormTokens = 8;   // at most so many tokens use the rows form
-constexpr int kPanelUnits = 256;     // units of K in one panel
-constexpr int kTokenStride = kPanelUnits + 16;  // units; no power of two, which would put all rows in one cache set
-
 template <class S> struct TileShape {
   static constexpr bool many_registers = simd_lanes(S::isa) == 16;  // 32 instead of 16 vector registers
+  static constexpr int lanes_form_rows = 6;                         // weight rows per tile
+  static constexpr int lanes_form_vectors = many_registers ? 4 : 2;  // token vectors per tile
   static constexpr int rows_form_rows = many_registers ? 4 : 2;
-  static constexpr int panel_vectors = 2;  // weight vectors per tile
-  static constexpr int panel_rows = S::isa == CpuIsa::generic ? 4 : many_registers ? 12 : 6;  // tokens per tile
-  // The smallest tile of a near-equal split of more than kRowsFormTokens tokens into even parts.
-  static constexpr int panel_least_rows = panel_rows == 12 ? 6 : panel_rows == 6 ? 4 : 2;
+  static constexpr int rows_form_tokens = 4;
+  static constexpr int columns_form_tokens = 6;
+  static constexpr int columns_form_vectors = 2;
 };
 
-// Weights that will be needed soon, fetched line by line while others are being multiplied.
+// Weights that are needed next, fetched line by line while others are multiplied.
 struct Ahead {
   const uint8* at;
-  int64 line_step;   // bytes from one line of a group to the next
-  int64 group_step;  // bytes from one group of lines to the next
+  int64 line_step;   // bytes from one line to the next of those fetched in one step
+  int64 group_step;  // bytes from one step's first line to the next step's
 };
 
-// rows form: out[r][n] = sum over k of a[r][k] * w[n][k] for num_n <= N rows; missing rows repeat the last one.
+template <int R, int N> struct RowsResult { Vec<float, N> token[R]; };
+
+// rows form: token[r][n] = sum over k of a[r][k] * w[n][k] for num_n <= N rows; missing rows repeat the last one.
 template <class W, class A, int R, int N>
-inline void rows_tile(const typename W::element* w, int64 w_stride, int num_n, const typename A::element* const (&a)[R],
-                      int64 k, Ahead ahead, float (&out)[R][N]) {
+inline RowsResult<R, N> rows_tile(const typename W::element* w, int64 w_stride, int num_n, Ahead ahead,
+                                  const typename A::element* const (&a)[R], int64 k) {
   using floats = typename W::floats;
-  floats acc[R][N];
+  floats acc[R * N];
   const typename W::element* row[N];
   const typename A::element* token[R];
 #pragma unroll
   for (int r = 0; r < R; ++r) token[r] = a[r];
 #pragma unroll
-  for (int n = 0; n < N; ++n) {
-    row[n] = w + w_stride * (n < num_n ? n : num_n - 1);
+  for (int n = 0; n < N; ++n) row[n] = w + w_stride * (n < num_n ? n : num_n - 1);
 #pragma unroll
-    for (int r = 0; r < R; ++r) acc[r][n] = floats(0.0f);
-  }
+  for (int i = 0; i < R * N; ++i) acc[i] = floats(0.0f);
   constexpr int step = W::lanes * W::k_per_unit;
   typename W::element w_tail[N][step];
   typename A::element a_tail[R][step];
@@ -79,79 +77,177 @@ inline void rows_tile(const typename W::element* w, int64 w_stride, int num_n, c
       const auto tokens = A::load_whole(token[r]);
       token[r] += step;
 #pragma unroll
-      for (int n = 0; n < N; ++n) W::accumulate(acc[r][n], tokens, weights[n]);
+      for (int n = 0; n < N; ++n) W::accumulate(acc[r * N + n], tokens, weights[n]);
     }
   }
+  // Whole registers of accumulators are summed together.
+  constexpr int together = R * N < W::lanes ? R * N : W::lanes;
+  RowsResult<R, N> result;
 #pragma unroll
-  for (int r = 0; r < R; ++r)
-#pragma unroll
-    for (int n = 0; n < N; ++n) out[r][n] = sum<W::lanes>(acc[r][n]);
+  for (int i = 0; i < R * N; i += together) {
+    const auto part = sum_lanes<W::lanes, together>(reinterpret_cast<floats(&)[together]>(acc[i]));
+    __builtin_memcpy(reinterpret_cast<float*>(&result) + i, &part, sizeof(part));
+  }
+  return result;
 }
 
-// rows form over num_n weight rows and num_tokens <= kRowsFormTokens: c[t * c_stride + n]. Weights that several
-// passes need stay in the L1 cache between them.
-template <class W, class A>
-inline void rows_form(const typename W::element* w, int64 w_stride, int num_n, const typename A::element* const* a,
-                      int num_tokens, int64 k, float* c, int c_stride) {
+// rows form over `num_matrices` matrices of num_n rows and num_tokens tokens: c[m][t * c_stride + n]. Weights that
+// several passes need stay in the cache. Two or three tokens waste a part of the tile, which costs nothing: memory
+// decides then.
+template <class W, class A, int num_matrices>
+inline void rows_form(const typename W::element* const (&w)[num_matrices], int64 w_stride, int num_n,
+                      const typename A::element* const* a, int num_tokens, int64 k, float* const (&c)[num_matrices],
+                      int c_stride) {
   constexpr int N = TileShape<W>::rows_form_rows;
-  const auto pass = [&](auto rows, int t0, int n0) {
+  constexpr int T = TileShape<W>::rows_form_tokens;
+  constexpr int64 step_bytes = W::lanes * W::k_per_unit * int64(sizeof(typename W::element));
+  const bool dense = w_stride == k;  // then memory is read in storage order, which it is fastest at
+  const auto pass = [&](auto rows, int m, int t0, int n0) {
     constexpr int R = decltype(rows)::value;
     const typename A::element* tokens[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) tokens[r] = a[t0 + r < num_tokens ? t0 + r : num_tokens - 1];
-    // The next tile's weights: in storage order where rows lie close together, or else row by row.
-    const int64 stride_bytes = w_stride * int64(sizeof(typename W::element));
-    const auto* soon = reinterpret_cast<const uint8*>(w + (n0 + N) * w_stride);
-    const Ahead ahead = w_stride == k ? Ahead{soon, 64, N * 64} : Ahead{soon, stride_bytes, 64};
-    float out[R][N];
-    const int left = num_n - n0;
-    rows_tile<W, A, R, N>(w + int64(n0) * w_stride, w_stride, left, tokens, k, ahead, out);
-    for (int r = 0; r < R && t0 + r < num_tokens; ++r)
-      for (int n = 0; n < N && n < left; ++n) c[(t0 + r) * c_stride + n0 + n] = out[r][n];
+    // The next tile's weights, once: later passes over this tile ask for what they are reading anyway.
+    const auto* soon = reinterpret_cast<const uint8*>(w[m] + (t0 == 0 ? n0 + N : n0) * w_stride);
+    const Ahead ahead = dense ? Ahead{soon, step_bytes, N * step_bytes}
+                              : Ahead{soon, w_stride * int64(sizeof(typename W::element)), step_bytes};
+    const auto sums = rows_tile<W, A, R, N>(w[m] + n0 * w_stride, w_stride, num_n - n0, ahead, tokens, k);
+    for (int r = 0; r < R && t0 + r < num_tokens; ++r) store(c[m] + (t0 + r) * c_stride + n0, sums.token[r]);
   };
-  for (int n0 = 0; n0 < num_n; n0 += N) {
-    if (num_tokens == 1) {
-      pass(Int<1>{}, 0, n0);
-    } else if (num_tokens == 2) {
-      pass(Int<2>{}, 0, n0);
-    } else {
-      for (int t0 = 0; t0 < num_tokens; t0 += 4) pass(Int<4>{}, t0, n0);
+  for (int m = 0; m < num_matrices; ++m)
+    for (int n0 = 0; n0 < num_n; n0 += N) {
+      if (num_tokens == 1) {
+        pass(Int<1>{}, m, 0, n0);
+      } else {
+        for (int t0 = 0; t0 < num_tokens; t0 += T) pass(Int<T>{}, m, t0, n0);
+      }
     }
+}
+
+// lanes form: c[n * c_stride + t] (+)= sum over u of panel[u][t] * w[n][u] for NR rows and TV vectors of tokens.
+// Rows are addressed by bytes: those of an odd K are only 2-byte aligned. Weights `ahead` bytes further are prefetched.
+template <class S, int NR, int TV>
+inline void lanes_tile(const uint32* panel, int panel_stride, const uint8* const (&w)[NR], int64 ahead,
+                       int64 num_units, float* c, int c_stride, bool accumulate) {
+  using floats = typename S::floats;
+  using units = typename S::units;
+  constexpr int kLineUnits = 16;
+  floats acc[NR][TV];
+#pragma unroll
+  for (int n = 0; n < NR; ++n)
+#pragma unroll
+    for (int v = 0; v < TV; ++v)
+      acc[n][v] = accumulate ? load<floats>(c + n * c_stride + v * S::lanes) : floats(0.0f);
+  for (int64 u = 0; u < num_units;) {
+    if (ahead != 0)
+#pragma unroll
+      for (int n = 0; n < NR; ++n) prefetch(w[n] + u * 4 + ahead);
+    const int64 line_end = u + kLineUnits < num_units ? u + kLineUnits : num_units;
+#pragma clang loop unroll(disable)
+    for (; u < line_end; ++u) {
+      units tokens[TV];
+#pragma unroll
+      for (int v = 0; v < TV; ++v) tokens[v] = load<units>(panel + u * panel_stride + v * S::lanes);
+#pragma unroll
+      for (int n = 0; n < NR; ++n) {
+        const units weight = units(load<uint32>(w[n] + u * 4));
+#pragma unroll
+        for (int v = 0; v < TV; ++v) S::accumulate(acc[n][v], tokens[v], weight);
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < NR; ++n)
+#pragma unroll
+    for (int v = 0; v < TV; ++v) store(c + n * c_stride + v * S::lanes, acc[n][v]);
+}
+
+// One group of NR weight rows against all token vectors of the panel. padded is a multiple of two vectors.
+template <class S, int NR>
+inline void lanes_group(const uint32* panel, int padded, const uint8* const (&w)[NR], int64 ahead, int64 num_units,
+                        float* c, int c_stride, bool accumulate) {
+  constexpr int TV = TileShape<S>::lanes_form_vectors;
+  for (int t = 0; t < padded;) {
+    const int left = (padded - t) / S::lanes;
+    if (left >= TV) {
+      lanes_tile<S, NR, TV>(panel + t, padded, w, ahead, num_units, c + t, c_stride, accumulate);
+      t += TV * S::lanes;
+    } else if (left == 1) {
+      lanes_tile<S, NR, 1>(panel + t, padded, w, ahead, num_units, c + t, c_stride, accumulate);
+      t += S::lanes;
+    } else if (TV > 3 && left == 3) {
+      if constexpr (TV > 3) lanes_tile<S, NR, 3>(panel + t, padded, w, ahead, num_units, c + t, c_stride, accumulate);
+      t += 3 * S::lanes;
+    } else {
+      if constexpr (TV > 2) lanes_tile<S, NR, 2>(panel + t, padded, w, ahead, num_units, c + t, c_stride, accumulate);
+      t += 2 * S::lanes;
+    }
+    ahead = 0;  // asked for already
   }
 }
 
-// What the panel form works on: a block of tokens in units, and one panel of weights, both for kPanelUnits of K.
-template <class S> struct PanelScratch {
-  static constexpr int columns = TileShape<S>::panel_vectors * S::lanes;
-  uint32 tokens[kMaxBlockTokens * kTokenStride];  // [token][unit]
-  uint32 panel[kPanelUnits * columns];            // [unit][column]
-};
+// lanes form over num_n weight rows and units [u0, u0 + num_units) of K, whose panel is given: c[n * c_stride + t].
+// Computes whole groups of rows: c has room for num_n rounded up to lanes_form_rows, and what lies past num_n is
+// junk. `after` is the address of the weights that are needed next. `staged` has room for lanes_form_rows *
+// (num_units rounded up to lanes) units: weights go through it where they need conversion, and where K is odd and the
+// last pair is not all in memory.
+template <class S>
+[[gnu::noinline]] void lanes_form(const typename S::element* w, int64 w_stride, int num_n, const uint32* panel,
+                                  int padded, int64 k, int64 u0, int64 num_units, const void* after, float* c,
+                                  int c_stride, uint32* staged) {
+  constexpr int NR = TileShape<S>::lanes_form_rows;
+  const bool in_place = S::direct && (u0 + num_units) * S::k_per_unit <= k;
+  const int64 stage_stride = align_up(num_units, S::lanes);
+  for (int n0 = 0; n0 < num_n; n0 += NR) {
+    const auto* first = reinterpret_cast<const uint8*>(w + n0 * w_stride + u0 * S::k_per_unit);
+    const int64 ahead = n0 + NR < num_n ? NR * w_stride * int64(sizeof(*w)) : (const uint8*)after - first;
+    const uint8* units[NR];
+#pragma unroll
+    for (int n = 0; n < NR; ++n) {
+      const auto* row = w + (n0 + n < num_n ? n0 + n : num_n - 1) * w_stride;
+      units[n] = reinterpret_cast<const uint8*>(row + u0 * S::k_per_unit);
+    }
+    if (!in_place) {
+      for (int n = 0; n < NR; ++n) {
+        const auto* row = w + (n0 + n < num_n ? n0 + n : num_n - 1) * w_stride;
+        for (int64 u = 0; u < num_units; u += S::lanes) {
+          prefetch(reinterpret_cast<const uint8*>(row + (u0 + u) * S::k_per_unit) + ahead);
+          store(staged + n * stage_stride + u, S::load_units(row, u0 + u, k));
+        }
+        units[n] = reinterpret_cast<const uint8*>(staged + n * stage_stride);
+      }
+    }
+    lanes_group<S, NR>(panel, padded, units, in_place ? ahead : 0, num_units, c + n0 * c_stride, c_stride, u0 > 0);
+  }
+}
 
-// A range of weight rows n (of W [N][K], or columns of W [K][N]) of one expert.
-template <class S> struct WeightRange {
-  const typename S::element* base;  // of the range's first row
-  int64 stride;                     // between rows (nk) or columns (kn)
-  int num_n;
-};
-
-// packed[t][u - u0] = unit u of token t for u in [u0, u0 + num_units), zero past K. What lies ahead_units behind each
-// unit is fetched: it will be packed next.
-template <class A>
-inline void pack_tokens(const typename A::element* const* tokens, int num_tokens, int64 k, int64 u0, int num_units,
-                        int64 ahead_units, uint32* packed) {
-  for (int t = 0; t < num_tokens; ++t)
-    for (int u = 0; u < num_units; u += A::lanes) {
-      prefetch(tokens[t] + (u0 + u + ahead_units) * A::k_per_unit);
-      store(packed + t * kTokenStride + u, A::load_units(tokens[t], u0 + u, k));
+// panel[u - u0][t] = unit u of token t for u in [u0, u0 + num_units), t < padded; `tokens` has `padded` entries.
+// The panel has room for num_units rounded up to lanes.
+template <class S>
+inline void pack_panel(const typename S::element* const* tokens, int padded, int64 k, int64 u0, int64 num_units,
+                       uint32* panel) {
+  constexpr int step = S::lanes * S::k_per_unit;
+  typename S::element tails[S::lanes][step];
+  for (int t0 = 0; t0 < padded; t0 += S::lanes)
+    for (int64 u = 0; u < num_units; u += S::lanes) {
+      const int64 at = (u0 + u) * S::k_per_unit;
+      const bool whole = at + step <= k;
+      typename S::units block[S::lanes];
+      if (!whole)
+        for (int t = 0; t < S::lanes; ++t) copy_tail(tokens[t0 + t] + at, k - at, tails[t], step);
+#pragma unroll
+      for (int t = 0; t < S::lanes; ++t) block[t] = S::load_whole(whole ? tokens[t0 + t] + at : tails[t]);
+      transpose<S::lanes>(block);
+#pragma unroll
+      for (int i = 0; i < S::lanes; ++i) store(panel + (u + i) * padded + t0, block[i]);
     }
 }
 
-// lanes weight columns n .. n+lanes-1 of unit u of W [K][N] storage; columns past num_n are zero.
+// lanes weight columns n .. n+lanes-1 of unit u of W [K][N] storage; columns past num_n are zero. `copy` is for tails.
 template <class S>
-inline typename S::units load_columns(const typename S::element* w, int64 w_stride, int64 u, int64 k, int n,
-                                      int num_n) {
+inline typename S::units load_columns(const typename S::element* w, int64 w_stride, int64 u, int64 k, int n, int num_n,
+                                      typename S::element (&copy)[2][S::lanes]) {
   using element = typename S::element;
-  element copy[2][S::lanes];
   const element* rows[2];
 #pragma unroll
   for (int i = 0; i < S::k_per_unit; ++i) {
@@ -171,126 +267,47 @@ inline typename S::units load_columns(const typename S::element* w, int64 w_stri
   }
 }
 
-// panel[u - u0][c] = unit u of weight row n + c, zero past K. Columns past num_n hold what is never used.
-// ahead_bytes > 0 fetches what lies so far behind each line that is read.
-template <class S, Layout layout>
-inline void pack_weights(const WeightRange<S>& w, int n, int64 k, int64 u0, int num_units, uint32* panel,
-                         int64 ahead_bytes) {
-  constexpr int columns = PanelScratch<S>::columns;
-  if constexpr (layout == Layout::nk) {
-    for (int v = 0; v < columns; v += S::lanes) {
-      if (n + v >= w.num_n) break;
-      const typename S::element* rows[S::lanes];
+// columns form: c[t * c_stride + n] = sum over k of a[t][k] * w[k][n].
+template <class W, class A>
+inline void columns_form(const typename W::element* w, int64 w_stride, int num_n,
+                         const typename A::element* const* a, int num_tokens, int64 k, float* c, int c_stride) {
+  using floats = typename W::floats;
+  constexpr int V = TileShape<W>::columns_form_vectors;
+  const int64 num_units = ceil_div(k, W::k_per_unit);
+  typename W::element copy[V][2][W::lanes];
+  const auto pass = [&](auto tokens_in_tile, int t0, int n0) {
+    constexpr int R = decltype(tokens_in_tile)::value;
+    floats acc[R][V];
+    const typename A::element* tokens[R];
 #pragma unroll
-      for (int l = 0; l < S::lanes; ++l) {
-        const int row = n + v + l;
-        rows[l] = w.base + w.stride * (row < w.num_n ? row : w.num_n - 1);
-      }
-      for (int u = 0; u < num_units; u += S::lanes) {
-        typename S::units block[S::lanes];
-        if ((u0 + u + S::lanes) * S::k_per_unit <= k) {
+    for (int r = 0; r < R; ++r) {
+      tokens[r] = a[t0 + r < num_tokens ? t0 + r : num_tokens - 1];
 #pragma unroll
-          for (int l = 0; l < S::lanes; ++l) {
-            const auto* from = rows[l] + (u0 + u) * S::k_per_unit;
-            if (ahead_bytes != 0) prefetch(reinterpret_cast<const uint8*>(from) + ahead_bytes);
-            block[l] = S::load_whole(from);
-          }
-        } else {
-          for (int l = 0; l < S::lanes; ++l) block[l] = S::load_units(rows[l], u0 + u, k);
-        }
-        transpose<S::lanes>(block);
-#pragma unroll
-        for (int i = 0; i < S::lanes; ++i) store(panel + (u + i) * columns + v, block[i]);
-      }
+      for (int v = 0; v < V; ++v) acc[r][v] = floats(0.0f);
     }
-  } else {
-    for (int u = 0; u < num_units; ++u)
-      for (int v = 0; v < columns; v += S::lanes)
-        store(panel + u * columns + v, load_columns<S>(w.base, w.stride, u0 + u, k, n + v, w.num_n));
-  }
-}
-
-// c[r][n] (+)= sum over u of tokens[r][u] * panel[u][n] for R tokens and one panel.
-template <class S, int R>
-inline void panel_tile(const uint32* tokens, const uint32* panel, int num_units, float* c, int c_stride,
-                       bool accumulate, Ahead& ahead) {
-  using floats = typename S::floats;
-  using units = typename S::units;
-  constexpr int V = TileShape<S>::panel_vectors;
-  floats acc[R][V];
+    for (int64 u = 0; u < num_units; ++u) {
+      typename W::units weights[V];
 #pragma unroll
-  for (int r = 0; r < R; ++r)
-#pragma unroll
-    for (int v = 0; v < V; ++v)
-      acc[r][v] = accumulate ? load<floats>(c + r * c_stride + v * S::lanes) : floats(0.0f);
-  for (int group = 0; group < num_units; group += 16) {
-    const int end = group + 16 < num_units ? group + 16 : num_units;
-    const uint8* line = ahead.at;
-    ahead.at += ahead.group_step;
-    for (int u = group; u < end; ++u) {
-      prefetch(line);
-      line += ahead.line_step;
-      units weights[V];
-#pragma unroll
-      for (int v = 0; v < V; ++v) weights[v] = load<units>(panel + (u * V + v) * S::lanes);
+      for (int v = 0; v < V; ++v) weights[v] = load_columns<W>(w, w_stride, u, k, n0 + v * W::lanes, num_n, copy[v]);
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        const units token = units(tokens[r * kTokenStride + u]);
+        const auto token = typename W::units(A::load_unit(tokens[r], u, k));
 #pragma unroll
-        for (int v = 0; v < V; ++v) S::accumulate(acc[r][v], weights[v], token);
+        for (int v = 0; v < V; ++v) W::accumulate(acc[r][v], token, weights[v]);
       }
     }
-  }
+    for (int r = 0; r < R && t0 + r < num_tokens; ++r)
 #pragma unroll
-  for (int r = 0; r < R; ++r)
-#pragma unroll
-    for (int v = 0; v < V; ++v) store(c + r * c_stride + v * S::lanes, acc[r][v]);
-}
-
-// Calls visit(Int<R>{}) for the even R == rows in [low, high].
-template <int low, int high, class Visit> inline void with_rows(int rows, Visit visit) {
-  if constexpr (low >= high) {
-    visit(Int<high>{});
-  } else if (rows == high) {
-    visit(Int<high>{});
-  } else {
-    with_rows<low, high - 2>(rows, visit);
-  }
-}
-
-// panel form over one range of weights and units [u0, u0 + num_units) of K, whose tokens are packed:
-// c[t * c_stride + n] for n up to num_n rounded up to whole panels. `next` is the range that will be multiplied next.
-// Tokens are split into tiles of nearly equal, even size (each size is more code to build); an odd last token has a
-// neighbour that nobody reads: c has an even number of rows.
-template <class S, Layout layout>
-inline void panel_form(const WeightRange<S>& w, const WeightRange<S>& next, int num_tokens, int64 k, int64 u0,
-                       int num_units, float* c, int c_stride, PanelScratch<S>* s) {
-  constexpr int columns = PanelScratch<S>::columns;
-  constexpr int kMostRows = TileShape<S>::panel_rows;
-  // More than kRowsFormTokens tokens never need smaller tiles; W [K][N] has no other form for fewer.
-  constexpr int kLeastRows = layout == Layout::nk ? TileShape<S>::panel_least_rows : 2;
-  const int num_couples = (num_tokens + 1) / 2;
-  const int tiles = (2 * num_couples + kMostRows - 1) / kMostRows;
-  const bool few = tiles < 5;  // too little time between two panels to fetch line by line (measured)
-  for (int n = 0; n < w.num_n; n += columns) {
-    const bool is_last = n + columns >= w.num_n;
-    const auto* soon = is_last ? next.base : w.base + (n + columns) * (layout == Layout::nk ? w.stride : 1);
-    const int64 stride_bytes = (is_last ? next.stride : w.stride) * int64(sizeof(typename S::element));
-    Ahead ahead = layout == Layout::nk
-                      ? Ahead{(const uint8*)(soon + u0 * S::k_per_unit), 64, stride_bytes}
-                      : Ahead{(const uint8*)soon + u0 * S::k_per_unit * stride_bytes, stride_bytes, 16 * stride_bytes};
-    const auto* here = w.base + n * (layout == Layout::nk ? w.stride : 1);
-    pack_weights<S, layout>(w, n, k, u0, num_units, s->panel,
-                            few ? (const uint8*)soon - (const uint8*)here : int64(0));
-    int t = 0;
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int rows = 2 * (num_couples / tiles + (tile < num_couples % tiles));
-      with_rows<kLeastRows, kMostRows>(rows, [&](auto count) {
-        panel_tile<S, decltype(count)::value>(s->tokens + t * kTokenStride, s->panel, num_units, c + t * c_stride + n,
-                                              c_stride, u0 > 0, ahead);
-      });
-      t += rows;
-    }
+      for (int v = 0; v < V; ++v) {
+        const int n = n0 + v * W::lanes;
+        for (int l = 0; l < W::lanes && n + l < num_n; ++l) c[(t0 + r) * c_stride + n + l] = acc[r][v][l];
+      }
+  };
+  constexpr int T = TileShape<W>::columns_form_tokens;
+  for (int n0 = 0; n0 < num_n; n0 += V * W::lanes) {
+    int t0 = 0;
+    for (; t0 + 2 < num_tokens; t0 += T) pass(Int<T>{}, t0, n0);
+    for (; t0 < num_tokens; ++t0) pass(Int<1>{}, t0, n0);
   }
 }
 

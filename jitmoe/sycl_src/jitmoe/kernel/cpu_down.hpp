@@ -3,25 +3,26 @@
 //
 //   out[t][h] = round(sum over pairs p of token t, by expert: topk_weights[p] * sum_i inter[p][i] * w2[e(p)][h][i])
 //
-// A work-item owns a range of columns h for all tokens and walks over all blocks in the routing table's order. So it
+// A work-item owns a range of columns h for all tokens and walks over all groups in the routing's order. So it
 // alone writes its columns: no atomics, no second pass, the same order of summation every time, and every work-item
 // does the same work however unevenly experts are loaded.
 //
 // | tensor        | shape           | dtype             | layout, owner
-// | inter         | [M * k][I]      | units             | workspace, layout of cpu/block.hpp
+// | inter         | [slots][I]      | units             | workspace, layout of cpu/routing.hpp
 // | w2            | [E][H][I]       | dtype             | expert stride, w2_stride between rows (nk) or columns (kn)
 // | topk_weights  | [M][k]          | weights_dtype     | row stride topk_weights_row_stride; caller's
-// | sorted_pairs, blocks, num_blocks                    | workspace, from route_serial
+// | topk_ids, expert_map            |                   | read if few_pairs; caller's
+// | sorted_pairs, groups            |                   | read otherwise; workspace, from route_serial
 // | sums          | [ranges][M][h_block] | fp32         | workspace, a work-item's own columns
 // | out           | [M][H]          | dtype             | row stride out_row_stride; caller's, may be hidden_states
 //
-// nd_range: (ranges of h_block columns), work-groups of 1 work-item. Local memory: one result tile
-// [kMaxBlockTokens][kMaxColumns] fp32. On the stack: packed tokens, one panel of weights.
+// nd_range: (ranges of h_block columns), work-groups of 1 work-item. Local memory: one result tile, staged weights.
 // Numerics: fp32 accumulation; routing weight applied in fp32; rounded once to dtype.
 #pragma once
 
-#include <jitmoe/cpu/block.hpp>
+#include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
+#include <jitmoe/cpu/tiles.hpp>
 #include <jitmoe/entry.hpp>
 
 namespace jitmoe::kernel {
@@ -30,19 +31,22 @@ struct CpuDownArgs {
   const void* inter;
   const void* w2;
   const void* topk_weights;
+  const void* topk_ids;
+  const void* expert_map;
   const void* sorted_pairs;
-  const void* blocks;
-  const void* num_blocks;
+  const void* groups;
   void* sums;
   void* out;
   int32 num_tokens;
   int32 top_k;
+  int32 num_experts;
+  int32 num_global_experts;
   int32 hidden_size;
   int32 intermediate_size;
-  int32 h_block;       // columns of one range: a multiple of 32, at most kMaxColumns
-  int32 inter_stride;  // units
+  int32 h_block;  // columns of one range: a multiple of 16, at most kMaxColumns
   int64 w2_expert_stride;
   int64 w2_stride;
+  int64 topk_ids_row_stride;
   int64 topk_weights_row_stride;
   int64 out_row_stride;
 };
@@ -51,8 +55,46 @@ namespace down {
 
 using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 
-constexpr int kMaxColumns = 256;  // plan/cpu.py names the same number
+constexpr int kMaxColumns = 192;  // plan/cpu.py names the same number
+constexpr int kPanelUnits = 128;  // units of K between two visits of the result tile: 32 KiB of panel
 
+struct Scratch {
+  float tile[kMaxColumns * kMaxBlockTokens];
+  uint32 staged[8 * kPanelUnits];
+  FewPairs few;
+};
+
+// sums[t] += weight[t] * tile[.][t] for one block in the lanes form: tile [columns][padded], transposed in registers.
+// Columns past `columns` are junk that nobody reads.
+template <class S>
+inline void add_transposed(const float* tile, int padded, int columns, const int32* tokens, const float* weights,
+                           int num_tokens, float* sums, int h_block) {
+  for (int t0 = 0; t0 < num_tokens; t0 += S::lanes)
+    for (int n0 = 0; n0 < columns; n0 += S::lanes) {
+      typename S::units square[S::lanes];
+#pragma unroll
+      for (int n = 0; n < S::lanes; ++n) square[n] = load<typename S::units>(tile + (n0 + n) * padded + t0);
+      transpose<S::lanes>(square);
+#pragma clang loop unroll(disable)
+      for (int t = 0; t < S::lanes && t0 + t < num_tokens; ++t) {
+        float* sum = sums + int64(tokens[t0 + t]) * h_block + n0;
+        store(sum, multiply_add<S::isa, S::lanes>(bit_cast<typename S::floats>(square[t]),
+                                                  typename S::floats(weights[t0 + t]), load<typename S::floats>(sum)));
+      }
+    }
+}
+
+// The same for a tile [tokens][h_block].
+template <class S>
+inline void add_rows(const float* tile, int columns, const int32* tokens, const float* weights, int num_tokens,
+                     float* sums, int h_block) {
+  for (int t = 0; t < num_tokens; ++t)
+    for (int n = 0; n < columns; n += S::lanes) {
+      float* sum = sums + int64(tokens[t]) * h_block + n;
+      store(sum, multiply_add<S::isa, S::lanes>(load<typename S::floats>(tile + t * h_block + n),
+                                                typename S::floats(weights[t]), load<typename S::floats>(sum)));
+    }
+}
 
 }  // namespace down
 
@@ -61,8 +103,7 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
   using S = Simd<Config::isa, Config::dtype>;
   using A = InterSimd<Config::isa, Config::dtype>;
   using element = typename S::element;
-  auto* const tile = (float*)scratch<kMaxBlockTokens * kMaxColumns * sizeof(float)>();
-  PanelScratch<S> panel;
+  auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
   const int32 range = int32(nd_item<1>().get_group(0));
@@ -70,59 +111,63 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
   const int32 left = args.hidden_size - h0;
   const int32 columns = left < args.h_block ? left : args.h_block;
   const int64 inner = args.intermediate_size;
-  const int64 inter_units = ceil_div(inner, S::k_per_unit);
+  const int64 num_units = ceil_div(inner, S::k_per_unit);
+  const int64 units_per_token = inter_units<S>(inner);
+  const Routing routing = find_routing<Config>(
+      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
+       args.topk_ids_row_stride},
+      args.sorted_pairs, args.groups, s->few);
 
   // Tensors.
   const auto* topk_weights = static_cast<const element_t<Config::weights_dtype>*>(args.topk_weights);
+  const auto* w_range = static_cast<const element*>(args.w2) + h0 * (Config::w2_layout == Layout::nk ? args.w2_stride : 1);
   auto* sums = static_cast<float*>(args.sums) + int64(range) * args.num_tokens * args.h_block;
   const int64 num_sums = int64(args.num_tokens) * args.h_block;  // a multiple of 16
   for (int64 i = 0; i < num_sums; i += S::lanes) store(sums + i, typename S::floats(0.0f));
 
-  const int64 to_n = Config::w2_layout == Layout::nk ? args.w2_stride : 1;
-  const int64 to_k = Config::w2_layout == Layout::nk ? 1 : args.w2_stride;
-  const int32 num_blocks = *static_cast<const int32*>(args.num_blocks);
-  for (int32 block_idx = 0; block_idx < num_blocks; ++block_idx) {
-    const Block block = block_at(args.blocks, block_idx);
-    const auto* pairs = static_cast<const int32*>(args.sorted_pairs) + block.first;
-    const auto* inter = static_cast<const uint32*>(args.inter) + int64(block.first) * args.inter_stride;
-    const auto* w = static_cast<const element*>(args.w2) + block.expert * args.w2_expert_stride +
-                    h0 * to_n;
-    const int32 next_expert = block_idx + 1 < num_blocks ? block_at(args.blocks, block_idx + 1).expert : block.expert;
-    const auto* next_w = w + (next_expert - block.expert) * args.w2_expert_stride;
-    int32 tokens[kMaxBlockTokens];
-    float weights[kMaxBlockTokens];
-    for (int t = 0; t < block.tokens; ++t) {
-      tokens[t] = pairs[t] / args.top_k;
-      weights[t] = to_float<Config::weights_dtype>(
-          topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
-    }
-
-    const typename A::element* rows[kMaxBlockTokens];
-    for (int t = 0; t < block.tokens; ++t)
-      rows[t] = reinterpret_cast<const typename A::element*>(inter + int64(t) * args.inter_stride);
-    if (uses_rows_form<Config::w2_layout>(block.tokens)) {
-      rows_form<S, A>(w, args.w2_stride, columns, rows, block.tokens, inner, tile, args.h_block);
-    } else {
-      const WeightRange<S> range_of_w{w, args.w2_stride, columns};
-      for (int64 u0 = 0; u0 < inter_units; u0 += kPanelUnits) {
-        const int units = int(inter_units - u0 < kPanelUnits ? inter_units - u0 : kPanelUnits);
-        const int64 ahead = u0 + kPanelUnits < inter_units ? kPanelUnits : block.tokens * int64(args.inter_stride) - u0;
-        pack_tokens<A>(rows, block.tokens, inner, u0, units, ahead, panel.tokens);
-        // The same columns' next units of K, or the next block's first ones.
-        const int64 next_k = (u0 + kPanelUnits) * S::k_per_unit;
-        const auto* soon = next_k < inner ? w + kPanelUnits * S::k_per_unit * to_k : next_w - u0 * S::k_per_unit * to_k;
-        const WeightRange<S> next{soon, args.w2_stride, columns};
-        panel_form<S, Config::w2_layout>(range_of_w, next, block.tokens, inner, u0, units, tile, args.h_block,
-                                         &panel);
+  for (int32 group_idx = 0; group_idx < routing.num_groups; ++group_idx) {
+    const Group group = routing.groups[group_idx];
+    const auto* w = w_range + group.expert * args.w2_expert_stride;
+    for (int32 done = 0; done < group.tokens;) {
+      const int num_tokens = block_tokens(group.tokens - done);
+      const int32* pairs = routing.pairs + group.first + done;
+      const auto* inter = static_cast<const uint32*>(args.inter) + (group.slot + done) * units_per_token;
+      int32 tokens[kMaxBlockTokens];
+      float weights[kMaxBlockTokens];
+      for (int t = 0; t < num_tokens; ++t) {
+        tokens[t] = pairs[t] / args.top_k;
+        weights[t] = to_float<Config::weights_dtype>(
+            topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
       }
-    }
-    for (int t = 0; t < block.tokens; ++t) {
-      float* sum = sums + int64(tokens[t]) * args.h_block;
-      const float* row = tile + t * args.h_block;
-      const typename S::floats weight(weights[t]);
-      for (int n = 0; n < columns; n += S::lanes)
-        store(sum + n, multiply_add<S::isa, S::lanes>(weight, load<typename S::floats>(row + n),
-                                                      load<typename S::floats>(sum + n)));
+      done += num_tokens;
+      // What is read next: the same range of the next group, or this one's again.
+      const int32 next = group_idx + (done == group.tokens && group_idx + 1 < routing.num_groups ? 1 : 0);
+      const auto* w_next = w_range + routing.groups[next].expert * args.w2_expert_stride;
+
+      if (uses_lanes_form<Config, Config::w2_layout>(num_tokens)) {
+        if constexpr (!Config::few_pairs && Config::w2_layout == Layout::nk) {
+          const int padded = padded_tokens(num_tokens);
+          for (int64 u0 = 0; u0 < num_units; u0 += kPanelUnits) {
+            const int64 units = num_units - u0 < kPanelUnits ? num_units - u0 : kPanelUnits;
+            const element* after = u0 + units < num_units ? w + (u0 + units) * S::k_per_unit : w_next;
+            lanes_form<S>(w, args.w2_stride, columns, inter + u0 * padded, padded, inner, u0, units, after, s->tile,
+                          padded, s->staged);
+          }
+          add_transposed<S>(s->tile, padded, columns, tokens, weights, num_tokens, sums, args.h_block);
+        }
+      } else {
+        const typename A::element* rows[kMaxBlockTokens];
+        for (int t = 0; t < num_tokens; ++t)
+          rows[t] = reinterpret_cast<const typename A::element*>(inter + t * units_per_token);
+        if constexpr (Config::w2_layout == Layout::nk) {
+          const element* const matrices[1] = {w};
+          float* const tiles[1] = {s->tile};
+          rows_form<S, A, 1>(matrices, args.w2_stride, columns, rows, num_tokens, inner, tiles, args.h_block);
+        } else {
+          columns_form<S, A>(w, args.w2_stride, columns, rows, num_tokens, inner, s->tile, args.h_block);
+        }
+        add_rows<S>(s->tile, columns, tokens, weights, num_tokens, sums, args.h_block);
+      }
     }
   }
 
