@@ -32,7 +32,8 @@ template <class Config> inline void cpu_probe_dot(const CpuProbeDotArgs& args) {
   typename S::floats all = sums[0];
 #pragma unroll
   for (int i = 1; i < kChains; ++i) all += sums[i];
-  static_cast<float*>(args.out)[group] = jitmoe::cpu::sum<S::lanes>(all);
+  const auto two = jitmoe::cpu::fold<S::lanes, 2>(all);
+  static_cast<float*>(args.out)[group] = two.x + two.y;
 }
 
 }  // namespace jitmoe::kernel
