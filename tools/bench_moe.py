@@ -63,7 +63,8 @@ def eager(x: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Call:
 
 def compiled(*tensors: Any) -> Call:
     """torch.compile of the eager loop."""
-    return torch.compile(eager(*tensors))  # type: ignore[no-any-return]
+    call: Call = torch.compile(eager(*tensors))
+    return call
 
 
 def grouped(x: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Call:
@@ -76,7 +77,8 @@ def grouped(x: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Call:
         gate, up = torch._grouped_mm(rows, w1.mT, offs=ends).chunk(2, dim=-1)
         down = torch._grouped_mm(torch.nn.functional.silu(gate) * up, w2.mT, offs=ends)
         weighted = (down * topk_weights.flatten()[order].to(down.dtype).unsqueeze(-1))[order.argsort()]
-        return weighted.view(*topk_ids.shape, -1).sum(1)
+        result: torch.Tensor = weighted.view(*topk_ids.shape, -1).sum(1)
+        return result
 
     return call
 
@@ -283,8 +285,8 @@ def draw(cells: list[dict[str, Any]], path: Path) -> None:
     axes.set_xticks(range(len(columns)), [f"M={m}" for m in columns])
     axes.set_yticks(range(len(rows)), rows)
     for r, row in enumerate(shares):
-        for c, share in enumerate(row):
-            axes.text(c, r, "" if math.isnan(share) else f"{share * 100:.0f}%", ha="center", va="center")
+        for column, share in enumerate(row):
+            axes.text(column, r, "" if math.isnan(share) else f"{share * 100:.0f}%", ha="center", va="center")
     axes.set_title("jitmoe: share of the measured limit")
     figure.savefig(path, dpi=120)
 
