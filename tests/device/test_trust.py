@@ -70,7 +70,7 @@ class Broken:
 
 
 def use(monkeypatch, compiler) -> None:
-    monkeypatch.setattr("jitmoe.pipeline.find_compilers", lambda choice, soname: ((compiler,), ()))
+    monkeypatch.setattr("jitmoe.builder.find_compilers", lambda choice, soname: ((compiler,), ()))
 
 
 BODIES = {
@@ -181,7 +181,7 @@ def test_disable_jit_with_a_warm_cache_runs(private_cache, monkeypatch):
 
 
 def test_no_compiler_falls_back_with_one_warning(private_cache, monkeypatch, caplog):
-    monkeypatch.setattr("jitmoe.pipeline.find_compilers", lambda choice, soname: ((), ("icpx: not on PATH",)))
+    monkeypatch.setattr("jitmoe.builder.find_compilers", lambda choice, soname: ((), ("icpx: not on PATH",)))
     for m in (3, 3, 4):
         call = moe.make(m)
         moe.check(call.run(), call)
@@ -191,7 +191,7 @@ def test_no_compiler_falls_back_with_one_warning(private_cache, monkeypatch, cap
 
 def test_no_compiler_in_strict_mode_is_an_error(private_cache, monkeypatch):
     monkeypatch.setenv("JITMOE_STRICT", "1")
-    monkeypatch.setattr("jitmoe.pipeline.find_compilers", lambda choice, soname: ((), ("icpx: not on PATH",)))
+    monkeypatch.setattr("jitmoe.builder.find_compilers", lambda choice, soname: ((), ("icpx: not on PATH",)))
     with pytest.raises(errors.ToolchainNotFoundError):
         moe.make(3).run()
 

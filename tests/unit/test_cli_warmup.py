@@ -8,7 +8,7 @@ import json
 import pytest
 from helpers.fakes import FakeCompiler
 
-from jitmoe import pipeline
+from jitmoe import builder
 from jitmoe.cli import devices, warmup
 from jitmoe.cli.devices import Target
 from jitmoe.models import MODELS
@@ -19,7 +19,7 @@ from jitmoe.problem import DType
 @pytest.fixture
 def compiler(monkeypatch) -> FakeCompiler:
     fake = FakeCompiler()
-    monkeypatch.setattr(pipeline, "find_compilers", lambda choice, soname: ((fake,), ("fake",)))
+    monkeypatch.setattr(builder, "find_compilers", lambda choice, soname: ((fake,), ("fake",)))
     return fake
 
 
@@ -113,11 +113,11 @@ def test_a_failing_compiler_is_reported_with_its_evidence(compiler, capsys):
 
 
 def test_the_same_failure_is_shown_once_and_many_are_counted(compiler, capsys, monkeypatch):
-    monkeypatch.setattr(pipeline, "find_compilers", lambda choice, soname: ((), ("icpx: not on PATH",)))
+    monkeypatch.setattr(builder, "find_compilers", lambda choice, soname: ((), ("icpx: not on PATH",)))
     assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21"]) == 1
     assert capsys.readouterr().err.count("no SYCL compiler found") == 1
     compiler.failure = "no"
-    monkeypatch.setattr(pipeline, "find_compilers", lambda choice, soname: ((compiler,), ()))
+    monkeypatch.setattr(builder, "find_compilers", lambda choice, soname: ((compiler,), ()))
     assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21"]) == 1
     errors = capsys.readouterr().err
     assert errors.count("FAILED") == warmup.SHOWN_FAILURES and "failures more" in errors

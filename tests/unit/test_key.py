@@ -155,7 +155,7 @@ def test_shared_library_keys_know_arch_and_driver(change, differs):
 
 def test_a_header_edit_changes_the_key(monkeypatch):
     before = _key()
-    monkeypatch.setattr("jitmoe.pipeline.header_digest", lambda: "0" * 64)
+    monkeypatch.setattr("jitmoe.builder.header_digest", lambda: "0" * 64)
     assert _key().request_digest != before.request_digest
 
 

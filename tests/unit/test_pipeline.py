@@ -328,7 +328,7 @@ def test_a_newer_compiler_builds_anew_when_it_may(private_cache):
 
 def test_no_compiler_at_all_says_where_it_looked(private_cache, monkeypatch):
     monkeypatch.setattr(
-        "jitmoe.pipeline.find_compilers", lambda choice, soname: ((), ("icpx: not on PATH", "intel-sycl-rt: no"))
+        "jitmoe.builder.find_compilers", lambda choice, soname: ((), ("icpx: not on PATH", "intel-sycl-rt: no"))
     )
     made = Pipeline(settings=knobs.Knobs(), cache=open_cache(private_cache, ()))
     with pytest.raises(ToolchainNotFoundError) as missing:
@@ -337,8 +337,8 @@ def test_no_compiler_at_all_says_where_it_looked(private_cache, monkeypatch):
 
 
 def test_making_a_pipeline_touches_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr("jitmoe.pipeline.open_cache", lambda *args: pytest.fail("opened the cache"))
-    monkeypatch.setattr("jitmoe.pipeline.find_compilers", lambda *args: pytest.fail("looked for compilers"))
+    monkeypatch.setattr("jitmoe.builder.open_cache", lambda *args: pytest.fail("opened the cache"))
+    monkeypatch.setattr("jitmoe.builder.find_compilers", lambda *args: pytest.fail("looked for compilers"))
     Pipeline()
 
 
