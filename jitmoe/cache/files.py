@@ -33,6 +33,7 @@ from jitmoe.cache.key import SCHEMA_VERSION, CacheKey
 logger = logging.getLogger("jitmoe.cache")
 
 STALE_TEMPORARY_S = 24 * 3600.0  # age after which a folder in tmp/, damaged/ or failed/ belongs to nobody
+PUBLISH_ATTEMPTS = 20  # each is lost only if a prune hits the same microseconds
 HOLDER_SUFFIX = ".holder"
 # What reading a damaged entry gives. Other errors (too many open files, a network file system's bad moment) say
 # nothing about the entry, so it stays where it is.
@@ -204,18 +205,27 @@ class FileStore:
                 _write_durably(staging / name, content)
             _write_durably(staging / MANIFEST_NAME, entry.manifest())
             _sync_folder(staging)
-            for folder in (final.parent.parent, final.parent):
-                folder.mkdir(mode=0o700, exist_ok=True)
-            try:
-                os.rename(staging, final)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            else:
-                _sync_folder(final.parent)
+            self._publish(staging, final)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return final
+
+    def _publish(self, staging: Path, final: Path) -> None:
+        """Renames; starts again where another process removes the emptied request folder in between."""
+        for attempt in range(PUBLISH_ATTEMPTS):
+            try:
+                for folder in (final.parent.parent, final.parent):
+                    folder.mkdir(mode=0o700, exist_ok=True)
+                os.rename(staging, final)
+            except OSError as error:
+                if final.is_dir():
+                    return  # another process won
+                raced = error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
+                if not raced or attempt == PUBLISH_ATTEMPTS - 1:
+                    raise
+            else:
+                _sync_folder(final.parent)
+                return
 
     def remove(self, path: Path) -> None:
         """Removes one entry: first out of sight by a rename, then its bytes."""
