@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shlex
 import sys
@@ -109,9 +108,11 @@ class SyclJit:
 
 def find_sycl_jit() -> tuple[SyclJit | None, str]:
     """Looks for the wheel; returns (compiler or None, what was found in words)."""
+    from importlib import metadata  # here: it alone would double the time that importing jitmoe takes
+
     try:
-        distribution = importlib.metadata.distribution(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
+        distribution = metadata.distribution(PACKAGE)
+    except metadata.PackageNotFoundError:
         return None, f"{PACKAGE}: not installed"
     version = distribution.version
     if version.split(".")[0] not in SUPPORTED_MAJORS:

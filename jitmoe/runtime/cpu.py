@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import os
 import platform
 import threading
@@ -35,9 +34,11 @@ _ISA_ORDER = tuple(CpuIsa)
 
 def find_runtime() -> Path | None:
     """Returns the CPU runtime's library from the intel-opencl-rt wheel, or None."""
+    from importlib import metadata  # here: it alone would double the time that importing jitmoe takes
+
     try:
-        distribution = importlib.metadata.distribution(RUNTIME_PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
+        distribution = metadata.distribution(RUNTIME_PACKAGE)
+    except metadata.PackageNotFoundError:
         return None
     for line in (distribution.read_text("RECORD") or "").splitlines():
         path = line.partition(",")[0]

@@ -83,11 +83,11 @@ BODIES = {
 def test_a_kernel_that_computes_nothing_is_caught_and_replaced(private_cache, monkeypatch, caplog, body):
     broken = Broken("cpu_down", body)
     use(monkeypatch, broken)
-    call = moe.make(9)
+    call = moe.make(40)
     moe.check(call.run(), call)
     (message,) = warnings(caplog)
     assert "self-check failed" in message and "jitmoe_cpu_down" in message and "slow reference" in message
-    for m in (9, 10, 11):
+    for m in (41, 42, 43):
         other = moe.make(m)
         moe.check(other.run(), other)
     assert len(warnings(caplog)) == 1
@@ -98,7 +98,7 @@ def test_a_kernel_that_computes_nothing_is_caught_and_replaced(private_cache, mo
     assert "(recorded)" in warnings(caplog)[1]
     monkeypatch.setenv("JITMOE_STRICT", "1")
     new_process()
-    other = moe.make(9, dtype=torch.float32)  # shares the routing kernel with what failed
+    other = moe.make(40, dtype=torch.float32)  # shares the routing kernel with what failed
     moe.check(other.run(), other)
 
 
@@ -107,22 +107,22 @@ def test_in_strict_mode_the_self_check_raises(private_cache, monkeypatch):
     use(monkeypatch, Broken("cpu_gate_up", ""))
     for _ in range(2):
         with pytest.raises(errors.SelfCheckError, match="jitmoe_cpu_gate_up"):
-            moe.make(9).run()
+            moe.make(40).run()
 
 
 def test_a_good_kernel_is_not_blamed_for_a_bad_one(private_cache, monkeypatch):
     """Kernels that have passed with others stay trusted."""
     monkeypatch.setenv("JITMOE_STRICT", "1")
-    moe.make(9).run()
-    before = set(pipeline.default()._checked)
+    moe.make(40).run()
+    before = set(pipeline.default()._trust._checked)
     assert before
     real = selfcheck.check
     monkeypatch.setattr(selfcheck, "check", lambda *args: (1.0, "a test says so"))
     with pytest.raises(errors.SelfCheckError):
-        moe.make(9, weights_dtype=torch.float64).run()  # another down kernel, the same gate_up
+        moe.make(40, weights_dtype=torch.float64).run()  # another down kernel, the same gate_up
     monkeypatch.setattr(selfcheck, "check", real)
-    assert set(pipeline.default()._checked) == before
-    call = moe.make(10)
+    assert set(pipeline.default()._trust._checked) == before
+    call = moe.make(41)
     moe.check(call.run(), call)
 
 
@@ -131,23 +131,23 @@ def test_every_new_kernel_is_checked_once_and_never_again(private_cache, monkeyp
     calls = []
     real = selfcheck.check
     monkeypatch.setattr(selfcheck, "check", lambda *args: (calls.append(args[0]), real(*args))[1])
-    moe.make(9).run()
+    moe.make(40).run()
     assert len(calls) == 1
-    moe.make(10).run()
+    moe.make(41).run()
     moe.make(200, 130, 70, e=9).run()
     assert len(calls) == 1
-    moe.make(9, activation="gelu").run()
+    moe.make(40, activation="gelu").run()
     assert len(calls) == 2
     new_process()
-    moe.make(9).run()
-    moe.make(9, activation="gelu").run()
+    moe.make(40).run()
+    moe.make(40, activation="gelu").run()
     assert len(calls) == 2
 
 
 def test_another_device_checks_again(private_cache, monkeypatch):
     """A verdict belongs to one device and driver."""
     monkeypatch.setenv("JITMOE_STRICT", "1")
-    moe.make(9).run()
+    moe.make(40).run()
     verdicts = [path.name for path, _ in pipeline.default().cache.writable.verdicts()]
     assert verdicts
     from jitmoe.device import Device
@@ -157,7 +157,7 @@ def test_another_device_checks_again(private_cache, monkeypatch):
     real = selfcheck.check
     monkeypatch.setattr(selfcheck, "check", lambda *args: (calls.append(1), real(*args))[1])
     monkeypatch.setattr(Device, "fingerprint", property(lambda self: "another-driver00"))
-    moe.make(9).run()
+    moe.make(40).run()
     assert calls == [1]
 
 
@@ -167,12 +167,12 @@ def test_another_device_checks_again(private_cache, monkeypatch):
 def test_disable_jit_with_an_empty_cache_names_kernel_and_command(private_cache, monkeypatch):
     monkeypatch.setenv("JITMOE_DISABLE_JIT", "1")
     with pytest.raises(errors.MissingKernelError) as missing:
-        moe.make(9).run()
+        moe.make(40).run()
     assert "jitmoe-warmup" in str(missing.value) and "route_serial(" in str(missing.value)
 
 
 def test_disable_jit_with_a_warm_cache_runs(private_cache, monkeypatch):
-    call = moe.make(9)
+    call = moe.make(40)
     call.run()
     new_process()
     monkeypatch.setenv("JITMOE_DISABLE_JIT", "1")
@@ -248,11 +248,11 @@ def test_bad_arguments_are_named_before_anything_runs(argument, changes, monkeyp
 
 def test_explain_tells_the_plan_and_compiles_nothing(private_cache, monkeypatch):
     monkeypatch.setattr(Pipeline, "build", lambda *args: pytest.fail("compiled"))
-    text = jitmoe.explain(*moe.make(9).tensors)
-    for part in ("M=9", "cpu_gate_up(", "cpu_down(", "workspace"):
+    text = jitmoe.explain(*moe.make(40).tensors)
+    for part in ("M=40", "cpu_gate_up(", "cpu_down(", "workspace"):
         assert part in text
     with pytest.raises(errors.ArgumentError, match="w1"):
-        jitmoe.explain(*moe.make(9).changed(w1=torch.zeros(1)).tensors)
+        jitmoe.explain(*moe.make(40).changed(w1=torch.zeros(1)).tensors)
 
 
 # forks
@@ -273,7 +273,7 @@ def _call_in_child(m: int, pipe) -> None:
 @pytest.mark.parametrize("m", [9, 13], ids=["the same shape", "another shape"])
 def test_a_forked_child_falls_back_and_says_why(m):
     """The runtime's threads do not exist in the child: a launch would be waited for without end."""
-    moe.make(9).run()
+    moe.make(40).run()
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
     child = context.Process(target=_call_in_child, args=(m, there))
@@ -287,7 +287,7 @@ def test_a_forked_child_falls_back_and_says_why(m):
     assert error < 1e-2
     (message,) = seen
     assert "forked" in message and "spawn" in message
-    call = moe.make(9)
+    call = moe.make(40)
     moe.check(call.run(), call)  # the parent goes on
 
 
@@ -298,7 +298,7 @@ import os, sys
 import torch, jitmoe
 from helpers import moe
 child = os.fork()
-call = moe.make(9)
+call = moe.make(40)
 moe.check(call.run(), call)
 if child:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -312,7 +312,7 @@ if child:
 
 def test_an_interrupted_first_call_leaves_nothing_running(tmp_path):
     """Control-C during a compilation: the compiler's processes end with it."""
-    code = "from helpers import moe; print('go', flush=True); moe.make(9).run(); print('done', flush=True)"
+    code = "from helpers import moe; print('go', flush=True); moe.make(40).run(); print('done', flush=True)"
     environment = {
         **os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "JITMOE_CACHE_DIR": str(tmp_path / "c"),
     }  # fmt: skip

@@ -78,7 +78,7 @@ def _work(kinds: int) -> dict[str, Any]:
     logging.getLogger("jitmoe").addHandler(handler)
     built: list[tuple[str, str]] = []
     options: list[dict[str, Any]] = [{}, {"dtype": torch.float32}, {"activation": "gelu"}, {"dtype": torch.float16}]
-    calls = [moe.make(9, **chosen) for chosen in options[:kinds]]
+    calls = [moe.make(40, **chosen) for chosen in options[:kinds]]
     started = time.perf_counter()
     pipeline.default().on_build = lambda event: built.append((str(event.spec), event.source))
     results = [call.run() for call in calls]

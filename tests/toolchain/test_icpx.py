@@ -224,7 +224,7 @@ def test_nothing_is_left_behind_in_memory_or_on_disk(tmp_path):
 def test_fused_moe_through_shared_libraries(monkeypatch, caplog, count):
     monkeypatch.setenv("JITMOE_STRICT", "1")
     monkeypatch.setenv("JITMOE_COMPILER", "icpx")
-    for call in (moe.make(9), moe.make(33, 71, 33), moe.make(9, activation="gelu")):
+    for call in (moe.make(40), moe.make(33, 71, 33), moe.make(40, activation="gelu")):
         moe.check(call.run(), call)
     entries = list(pipeline.default().cache.writable.iterate())
     assert len(entries) == 4 and all((entry.path / "kernel.so").is_file() for entry in entries)
