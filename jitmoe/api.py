@@ -113,12 +113,7 @@ def fused_moe(
             signature, call = None, None
         if call is not None:
             return call(hidden_states, w1, w2, topk_weights, topk_ids, expert_map, out)
-    given = (hidden_states, w1, w2, topk_weights, topk_ids, expert_map, out)
-    named = {
-        name: value if value is None and name in ("expert_map", "out") else tensors.adopt(name, value)
-        for name, value in zip(_TENSOR_NAMES, given, strict=True)
-    }
-    facts = {name: None if value is None else tensors.describe(name, value) for name, value in named.items()}
+    named, facts = _adopt((hidden_states, w1, w2, topk_weights, topk_ids, expert_map, out))
     if signature is None:
         signature = _general_signature(named, facts, activation, inplace, queue)
         call = _prepared.get(signature)
@@ -129,6 +124,16 @@ def fused_moe(
                 del _prepared[next(iter(_prepared))]
             _prepared[signature] = call
     return call(*named.values())
+
+
+def _adopt(given: tuple[Any, ...]) -> tuple[dict[str, Any], dict[str, TensorInfo | None]]:
+    """Returns the seven tensors by name, taken over from whatever they are, and their facts."""
+    named = {
+        name: value if value is None and name in ("expert_map", "out") else tensors.adopt(name, value)
+        for name, value in zip(_TENSOR_NAMES, given, strict=True)
+    }
+    facts = {name: None if value is None else tensors.describe(name, value) for name, value in named.items()}
+    return named, facts
 
 
 def _signature(tensor: Any) -> Any:
@@ -317,17 +322,8 @@ def explain(
 
     Compiles and runs nothing. Arguments as for ``fused_moe``; raises ``ArgumentError`` like it.
     """
-    named = {
-        "hidden_states": hidden_states,
-        "w1": w1,
-        "w2": w2,
-        "topk_weights": topk_weights,
-        "topk_ids": topk_ids,
-        "expert_map": expert_map,
-        "out": hidden_states,
-    }
-    named = {name: value if value is None else tensors.adopt(name, value) for name, value in named.items()}
-    facts = {name: None if value is None else tensors.describe(name, value) for name, value in named.items()}
+    named, facts = _adopt((hidden_states, w1, w2, topk_weights, topk_ids, expert_map, None))
+    facts["out"] = tensors.dense(tensors.describe("hidden_states", named["hidden_states"]))
     _check_place(named["hidden_states"])
     stream, _ = tensors.stream_for(named["hidden_states"], queue)
     problem = arguments.fused_moe_problem(

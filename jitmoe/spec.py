@@ -40,12 +40,6 @@ def arguments(text: str) -> tuple[Argument, ...]:
     return tuple(parsed)
 
 
-class Target(str, Enum):
-    """What code is generated for."""
-
-    SPIRV = "spir64"  # device-independent image, finished by the driver at load time
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSpec:
     """Base of all kernel families."""

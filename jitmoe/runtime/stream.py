@@ -89,11 +89,14 @@ class Stream:
         sycl.library().DPCTLfree_with_queue(address, self.queue_ref)
 
     def close(self) -> None:
-        """Waits, then frees the workspace and our handle of the queue. Only for streams nobody else uses."""
+        """Waits, then frees the workspace and our handles. Only for streams nobody else uses."""
         self.wait()
         if self._workspace:
             self.free(self._workspace)
-        sycl.library().DPCTLQueue_Delete(self.queue_ref)
+        library = sycl.library()
+        library.DPCTLDevice_Delete(self.device_ref)
+        library.DPCTLContext_Delete(self.context_ref)
+        library.DPCTLQueue_Delete(self.queue_ref)
 
 
 _streams: dict[tuple[int, str | None], Stream] = {}
