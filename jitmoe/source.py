@@ -17,6 +17,7 @@ _CPP_TYPES = {
     "out": "void*",
     "int32": "jitmoe::int32",
     "int64": "jitmoe::int64",
+    "float32": "float",
 }
 
 

@@ -12,9 +12,9 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast, get_args
 
-ArgumentKind = Literal["in", "out", "int32", "int64"]  # in: const void*, out: void* (also read and written)
+ArgumentKind = Literal["in", "out", "int32", "int64", "float32"]  # in: const void*, out: void* (also read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ def arguments(text: str) -> tuple[Argument, ...]:
     parsed = []
     for part in text.replace("\n", " ").split(","):
         kind, name = part.split()
-        if kind not in ("in", "out", "int32", "int64"):
+        if kind not in get_args(ArgumentKind):
             raise ValueError(f"unknown argument kind {kind!r} in {part!r}")
-        parsed.append(Argument(name, kind))  # type: ignore[arg-type]
+        parsed.append(Argument(name, cast(ArgumentKind, kind)))
     return tuple(parsed)
 
 

@@ -26,7 +26,7 @@ class Launch:
     spec: KernelSpec
     global_size: tuple[int, ...]  # work-items per dimension, slowest first
     local_size: tuple[int, ...]
-    scalars: Mapping[str, int]
+    scalars: Mapping[str, int | float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jitmoe.errors import LaunchError
 from jitmoe.plan.launch import Plan
@@ -18,8 +19,13 @@ _ARGUMENT_CODES = {
     "out": sycl.ARGUMENT_POINTER,
     "int32": sycl.ARGUMENT_INT32,
     "int64": sycl.ARGUMENT_INT64,
+    "float32": sycl.ARGUMENT_FLOAT32,
 }
-_SCALAR_TYPES = {"int32": ctypes.c_int32, "int64": ctypes.c_int64}
+_SCALAR_TYPES: dict[str, type[ctypes.c_int32] | type[ctypes.c_int64] | type[ctypes.c_float]] = {
+    "int32": ctypes.c_int32,
+    "int64": ctypes.c_int64,
+    "float32": ctypes.c_float,
+}
 
 
 class _Submission:
@@ -76,9 +82,10 @@ class BoundPlan:
                     else:
                         self._buffer_slots.append((slots, index, offsets[argument.name]))
                 else:
-                    scalar = _SCALAR_TYPES[argument.kind](launch.scalars[argument.name])
-                    if scalar.value != launch.scalars[argument.name]:
-                        raise OverflowError(f"{argument.name}={launch.scalars[argument.name]} exceeds {argument.kind}")
+                    value: Any = launch.scalars[argument.name]
+                    scalar = _SCALAR_TYPES[argument.kind](value)
+                    if argument.kind != "float32" and scalar.value != value:  # floats are rounded
+                        raise OverflowError(f"{argument.name}={value} exceeds {argument.kind}")
                     submission.keep_alive.append(scalar)
                     slots[index] = ctypes.addressof(scalar)
             self._submissions.append(submission)

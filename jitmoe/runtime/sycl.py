@@ -21,6 +21,7 @@ from jitmoe.errors import RuntimeUnavailableError
 # DPCTLKernelArgType in dpctl_sycl_enum_types.h
 ARGUMENT_INT32 = 4
 ARGUMENT_INT64 = 6
+ARGUMENT_FLOAT32 = 8
 ARGUMENT_POINTER = 10
 QUEUE_IN_ORDER = 1 << 1  # DPCTLQueuePropertyType
 

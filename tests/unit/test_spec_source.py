@@ -208,3 +208,10 @@ def test_no_device_header_includes_the_whole_of_sycl():
     for header in INCLUDE_DIR.rglob("*.hpp"):
         if "host" not in header.parts:
             assert "jitmoe/host/" not in header.read_text(), header
+
+
+def test_float_arguments():
+    assert [argument.kind for argument in arguments("in x, float32 scale")] == ["in", "float32"]
+    assert not Argument("scale", "float32").is_pointer
+    with pytest.raises(ValueError, match="float16"):
+        arguments("float16 scale")
