@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: MIT
+"""How a router's logits become experts and weights: a frozen value per router, and problem values of the routing ops.
+
+Letters: M tokens, E experts, k experts per token, G groups of E / G neighbouring experts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from jitmoe.problem import DType
+
+MAX_EXPERTS = 1024  # of the top-k kernels: a token's choice values are kept in registers or in the L1 cache
+MAX_TOP_K = 32  # one bit or lane per slot
+MAX_GROUPS = 32  # one bit per group
+DEFAULT_CAPACITY_FACTOR = 1.2
+
+
+class Scoring(str, Enum):
+    """The function from logits to scores."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    SQRT_SOFTPLUS = "sqrt_softplus"  # sqrt(log(1 + exp(x))), DeepSeek-V4
+    NONE = "none"  # the logits are scores already
+
+
+class GroupScore(str, Enum):
+    """The score of a group of experts."""
+
+    MAX = "max"  # its best expert's choice value (DeepSeek-V2)
+    TOP2_SUM = "top2_sum"  # the sum of its two best (DeepSeek-V3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """One router: which experts a token gets, and with which weights. All arithmetic is in float32.
+
+    The steps for each token, x its logits, in this order:
+
+    1. ``x / temperature``
+    2. scores = ``scoring(x)``, softmax over all E; with ``topk_before_scoring`` scores = x here
+    3. choice values = scores + correction bias (where one is given)
+    4. with ``num_groups`` > 1: a group's score is the ``group_score`` of its choice values; only experts of the best
+       ``topk_groups`` groups remain
+    5. ids = the ``top_k`` largest choice values, descending
+    6. weights = their scores (without the bias); with ``topk_before_scoring``: ``scoring`` of the k chosen x, softmax
+       over these k
+    7. ``renormalize``: weights / (max(sum of the weights, ``renormalize_min``) + ``renormalize_epsilon``)
+    8. weights * ``scaling_factor``
+    9. ids E, E+1, ... of ``num_shared_experts`` fused shared experts are appended, with ``shared_expert_weight``
+
+    Among equal values, groups' and experts', the lower index comes first. -inf is an ordinary smallest value.
+
+    Attributes:
+        top_k: k, at most 32.
+        scoring: see ``Scoring``; a string will do.
+        topk_before_scoring: choose on the logits, score the chosen (gpt-oss, Granite: softmax; Llama 4: sigmoid).
+        num_groups: G, at most 32, a divisor of E.
+        topk_groups: groups that remain.
+        group_score: see ``GroupScore``; TOP2_SUM needs two experts per group.
+        renormalize: divide the weights by their sum.
+        renormalize_epsilon: added to the sum (DeepSeek-V3: 1e-20).
+        renormalize_min: lower bound of the sum (Ernie 4.5: moe_norm_min).
+        scaling_factor: of the routed experts' weights (DeepSeek: routed_scaling_factor).
+        temperature: > 0; below 1 sharpens.
+        num_shared_experts: shared experts that the call computes as experts E, E+1, ... of its weights.
+        shared_expert_weight: their weight. 1 where ``scaling_factor`` is in the routed weights; where a caller scales
+            the whole result afterwards, leave ``scaling_factor`` at 1 and give 1 / that factor here.
+        capacity_factor: None: a token's experts depend on the token alone. A number c: no expert gets more than
+            ceil(c * M * k / E) tokens. Tokens are served in order, and each takes its best experts (of the remaining
+            groups) among those with room, at that moment. Where fewer than k have room, the last slots stay empty:
+            id -1, weight 0. 1.2 is a usual number.
+    """
+
+    top_k: int
+    scoring: Scoring = Scoring.SOFTMAX
+    topk_before_scoring: bool = False
+    num_groups: int = 1
+    topk_groups: int = 1
+    group_score: GroupScore = GroupScore.MAX
+    renormalize: bool = False
+    renormalize_epsilon: float = 0.0
+    renormalize_min: float = 0.0
+    scaling_factor: float = 1.0
+    temperature: float = 1.0
+    num_shared_experts: int = 0
+    shared_expert_weight: float = 1.0
+    capacity_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (("scoring", Scoring), ("group_score", GroupScore)):
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, kind(value))
+            except ValueError:
+                known = ", ".join(member.value for member in kind)
+                raise ValueError(f"{name} is {value!r}, expected one of {known}") from None
+        for name in ("topk_before_scoring", "renormalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
+        self._check_whole("top_k", 1, MAX_TOP_K)
+        self._check_whole("num_groups", 1, MAX_GROUPS)
+        self._check_whole("topk_groups", 1, self.num_groups)
+        self._check_whole("num_shared_experts", 0, MAX_TOP_K)
+        for name in ("renormalize_epsilon", "renormalize_min"):
+            self._check_number(name, ">= 0", lambda value: value >= 0)
+        for name in ("scaling_factor", "shared_expert_weight"):
+            self._check_number(name, "", lambda value: True)
+        self._check_number("temperature", "> 0", lambda value: value > 0)
+        if self.capacity_factor is not None:
+            self._check_number("capacity_factor", "> 0", lambda value: value > 0)
+
+    def _check_whole(self, name: str, first: int, last: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not first <= value <= last:
+            raise ValueError(f"{name} is {value!r}, expected a whole number from {first} to {last}")
+
+    def _check_number(self, name: str, bound: str, is_within: Callable[[float], bool]) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not is_within(value):
+            raise ValueError(f"{name} is {value!r}, expected a finite number {bound}".rstrip())
+        object.__setattr__(self, name, float(value))
+
+    @property
+    def num_slots(self) -> int:
+        """Columns of the result: k and the shared experts."""
+        return self.top_k + self.num_shared_experts
+
+    def objection(self, num_experts: int) -> str:
+        """Returns why ``num_experts`` logits cannot be routed this way, "" if they can."""
+        if not 1 <= num_experts <= MAX_EXPERTS:
+            return f"E = {num_experts} is not from 1 to {MAX_EXPERTS}"
+        if num_experts % self.num_groups:
+            return f"E = {num_experts} does not divide into num_groups = {self.num_groups}"
+        group_size = num_experts // self.num_groups
+        if self.num_groups > 1 and self.group_score is GroupScore.TOP2_SUM and group_size < 2:
+            return f"groups of {group_size} expert have no two best (group_score = top2_sum)"
+        remaining = self.topk_groups * group_size
+        if self.top_k > remaining:
+            return f"top_k = {self.top_k} exceeds the {remaining} experts to choose from"
+        return ""
+
+    def capacity(self, num_tokens: int, num_experts: int) -> int | None:
+        """Returns the most tokens that an expert may get, None without a limit."""
+        if self.capacity_factor is None:
+            return None
+        return math.ceil(self.capacity_factor * num_tokens * self.top_k / num_experts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemperatureSchedule:
+    """A temperature that goes from ``first`` to ``last`` over ``num_steps`` calls, geometrically.
+
+    High temperatures even out softmax weights, so that near-ties are broken less sharply while a router settles.
+    ``dataclasses.replace(routing, temperature=schedule.at(step))`` costs no compilation: kernels take the temperature
+    as an argument.
+    """
+
+    first: float
+    last: float = 1.0
+    num_steps: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("first", "last"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0:
+                raise ValueError(f"{name} is {value!r}, expected a finite number > 0")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps!r}, expected a whole number >= 1")
+
+    def at(self, step: int) -> float:
+        """Returns the temperature of call number ``step``, counted from 0; ``last`` from ``num_steps`` on."""
+        done = min(max(step / self.num_steps, 0.0), 1.0)
+        return float(self.first ** (1.0 - done) * self.last**done)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingProblem:
+    """One ``route`` call. Strides are in elements."""
+
+    num_tokens: int  # M
+    num_experts: int  # E
+    routing: Routing
+    dtype: DType  # of the logits
+    bias_dtype: DType | None  # of the correction bias; None without one
+    ids_dtype: DType  # of the result's ids
+    logits_row_stride: int
+    weights_row_stride: int
+    ids_row_stride: int
+
+    @property
+    def capacity(self) -> int | None:
+        return self.routing.capacity(self.num_tokens, self.num_experts)
+
+    def resized(self, *, num_tokens: int) -> RoutingProblem:
+        """Returns the same kind of problem with another number of densely packed tokens."""
+        return dataclasses.replace(
+            self,
+            num_tokens=num_tokens,
+            logits_row_stride=self.num_experts,
+            weights_row_stride=self.routing.num_slots,
+            ids_row_stride=self.routing.num_slots,
+        )
+
+    def __str__(self) -> str:
+        r = self.routing
+        groups = f" {r.topk_groups}/{r.num_groups} groups {r.group_score.value}" if r.num_groups > 1 else ""
+        order = "topk-" if r.topk_before_scoring else ""
+        cap = f" capacity {self.capacity}" if r.capacity_factor is not None else ""
+        return (
+            f"route(M={self.num_tokens} E={self.num_experts} k={r.top_k} {self.dtype.value} {order}{r.scoring.value}"
+            f"{' biased' if self.bias_dtype is not None else ''}{groups}{cap})"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignProblem:
+    """One call that sorts (token, slot) pairs by expert: ``moe_align_block_size``, ``moe_sorting``, ``expert_load``."""
+
+    num_tokens: int  # M
+    top_k: int  # k
+    num_experts: int  # E, experts whose weights are here
+    num_global_experts: int | None  # length of expert_map; None without a map
+    block_size: int  # an expert's pairs are padded to a multiple of it
+    ids_dtype: DType
+    ids_row_stride: int
+    num_sorted: int  # length of sorted_token_ids
+    num_blocks: int  # length of expert_ids
+    weights_dtype: DType | None = None  # of topk_weights, which moe_sorting sorts along; None without
+    weights_row_stride: int = 0
+    zeroed_bytes: int = 0  # of the output buffer that moe_sorting clears
+
+    @property
+    def num_pairs(self) -> int:
+        """M * k, also the number that marks a padding slot. A pair's index is token * k + slot."""
+        return self.num_tokens * self.top_k
+
+    def __str__(self) -> str:
+        op = "moe_align_block_size" if self.weights_dtype is None else "moe_sorting"
+        return f"{op}(M={self.num_tokens} k={self.top_k} E={self.num_experts} block={self.block_size})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadProblem:
+    """One ``expert_load`` call."""
+
+    num_tokens: int
+    top_k: int
+    num_experts: int
+    ids_dtype: DType
+    ids_row_stride: int
+
+    @property
+    def num_pairs(self) -> int:
+        return self.num_tokens * self.top_k
+
+    def __str__(self) -> str:
+        return f"expert_load(M={self.num_tokens} k={self.top_k} E={self.num_experts})"
+
+
+def max_padded_pairs(num_pairs: int, num_experts: int, block_size: int) -> int:
+    """Returns how many places sorted pairs can take at most when every expert's are padded to ``block_size``.
+
+    A multiple of ``block_size``: at most min(E, pairs) experts have pairs, and each adds at most block_size - 1.
+    """
+    bound = num_pairs + min(num_experts, num_pairs) * (block_size - 1)
+    return bound // block_size * block_size
