@@ -16,8 +16,8 @@ from jitmoe.compilers.base import ArtifactKind, Compiler
 from jitmoe.compilers.ocloc import find_ocloc
 from jitmoe.device import Device, DeviceKind
 from jitmoe.kernels import KernelStore
+from jitmoe.operation import Problem
 from jitmoe.plan import planner_for
-from jitmoe.problem import MoEProblem
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.loader import Kernel
 from jitmoe.runtime.stream import Stream
@@ -65,10 +65,13 @@ class Pipeline:
     def on_build(self, listener: Callable[[BuildEvent], None]) -> None:
         self._builder.on_build = listener
 
-    def prepare(self, problem: MoEProblem, stream: Stream, tensor_names: Sequence[str]) -> BoundPlan:
-        """Returns the plan for ``problem`` with trusted kernels; compiles what is missing."""
+    def prepare(self, problem: Problem, stream: Stream, tensor_names: Sequence[str]) -> BoundPlan:
+        """Returns the plan for ``problem`` with trusted kernels; compiles what is missing.
+
+        ``tensor_names`` are the tensors that each call will bring, in the order of their addresses.
+        """
         device = stream.device
-        planner = planner_for(device)
+        planner = planner_for(problem, device)
         choice = planner.choose(problem, device)
         plan = planner.launches(problem, device, choice)
         places = {spec: (spec, stream.context_id, stream.emulated_arch) for spec in plan.specs}
@@ -83,7 +86,8 @@ class Pipeline:
                     small = planner.check_problem(problem, choice)
                     self._trust.check(small, planner.launches(small, device, choice), entries, kernels, stream)
                 self._ready.update((place, kernels[spec]) for spec, place in places.items())
-        return BoundPlan(plan, {spec: self._ready[place] for spec, place in places.items()}, tensor_names)
+        kernels = {spec: self._ready[place] for spec, place in places.items()}
+        return BoundPlan(plan, kernels, tensor_names, absent=problem.OPERATION.tensors)
 
     def build(self, specs: Iterable[KernelSpec], device: Device) -> dict[KernelSpec, Entry]:
         """Returns a cache entry per spec, compiling the missing ones in parallel; needs no device.
@@ -122,9 +126,9 @@ def default() -> Pipeline:
     return _default
 
 
-def explain(problem: MoEProblem, device: Device) -> str:
+def explain(problem: Problem, device: Device) -> str:
     """Returns the plan for ``problem`` on ``device`` as text: decisions, kernels, launches, workspace."""
-    planner = planner_for(device)
+    planner = planner_for(problem, device)
     plan = planner.launches(problem, device, planner.choose(problem, device))
     lines = [f"{problem} on {device}"]
     lines += [f"  {decision}" for decision in plan.decisions]

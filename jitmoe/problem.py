@@ -6,6 +6,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
+
+from jitmoe.device import DeviceKind
+from jitmoe.operation import Operation
 
 
 class DType(str, Enum):
@@ -45,9 +49,24 @@ class Activation(str, Enum):
     GELU_TANH = "gelu_tanh"
 
 
+FUSED_MOE = Operation(
+    name="fused_moe",
+    tensors=("hidden_states", "w1", "w2", "topk_weights", "topk_ids", "expert_map", "out"),
+    outputs=("out",),
+    planners={
+        DeviceKind.CPU: "jitmoe.plan.cpu",
+        DeviceKind.GPU: "jitmoe.plan.xe",
+        DeviceKind.XE_EMULATED: "jitmoe.plan.xe",
+    },
+    check="jitmoe.checks.fused_moe",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoEProblem:
     """One ``fused_moe`` call. Strides are in elements; sizes use the letters M, H, I, E, k of the docs."""
+
+    OPERATION: ClassVar[Operation] = FUSED_MOE
 
     num_tokens: int  # M
     hidden_size: int  # H
@@ -70,6 +89,10 @@ class MoEProblem:
     topk_ids_row_stride: int
     topk_weights_row_stride: int
     base_alignment: int = 1  # bytes, a power of two <= 64 that divides every tensor's address; CPU: not looked at
+
+    @property
+    def is_empty(self) -> bool:
+        return self.num_tokens == 0
 
     @property
     def num_pairs(self) -> int:

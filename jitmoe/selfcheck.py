@@ -8,69 +8,70 @@ built, launched and computed nothing) show up here instead of in a model's outpu
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
+from jitmoe.operation import Problem
 from jitmoe.plan.launch import Plan
-from jitmoe.problem import DType, Layout, MoEProblem
+from jitmoe.problem import DType
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.loader import Kernel
 from jitmoe.runtime.stream import Stream
 from jitmoe.spec import KernelSpec
 
-TENSOR_NAMES = ("hidden_states", "w1", "w2", "topk_weights", "topk_ids", "expert_map", "out")
-
 # Relative Frobenius error against float64 that a right kernel stays below, by activation dtype.
 TOLERANCES = {DType.BF16: 1e-2, DType.FP16: 2e-3, DType.FP32: 1e-5}
 # One wrong element hides in a norm; no element may be further off than this many tolerances of the result's RMS.
 ELEMENT_FACTOR = 12.0
-SEED = 20260101
 _POISON = 0xFF  # NaN in every float format: what a kernel leaves out shows
 
 
-def check(problem: MoEProblem, plan: Plan, kernels: Mapping[KernelSpec, Kernel], stream: Stream) -> tuple[float, str]:
-    """Runs ``plan`` for the small ``problem`` and compares with the float64 reference.
+class Check(Protocol):
+    """What a check module of an op offers."""
+
+    def inputs(self, problem: Any) -> dict[str, Any]:
+        """Returns host tensors by name, in the problem's dtypes and storage order, outputs included."""
+
+    def judge(self, problem: Any, inputs: Mapping[str, Any], results: Mapping[str, Any]) -> tuple[float, str]:
+        """Returns (error, what is wrong or "") of the outputs, by name, that kernels made of ``inputs``."""
+
+
+def check(problem: Problem, plan: Plan, kernels: Mapping[KernelSpec, Kernel], stream: Stream) -> tuple[float, str]:
+    """Runs ``plan`` for the small ``problem`` and compares with the reference.
 
     ``stream`` is private to the check: its workspace is overwritten and it is waited for.
 
     Returns:
-        (relative Frobenius error, "" or what is wrong in words)
+        (error, "" or what is wrong in words)
     """
     import torch
 
-    from jitmoe import reference
-
-    tensors = _inputs(problem)
+    operation = problem.OPERATION
+    checker = cast(Check, importlib.import_module(operation.check))
+    tensors = checker.inputs(problem)
     addresses: dict[str, int] = {}
+    results = {}
     try:
         for name, tensor in tensors.items():
             addresses[name] = stream.upload(tensor.data_ptr(), tensor.numel() * tensor.element_size())
         poison = ctypes.create_string_buffer(bytes([_POISON]) * plan.workspace_bytes)
         stream.copy(stream.workspace(plan.workspace_bytes), ctypes.addressof(poison), plan.workspace_bytes)
-        bound = BoundPlan(plan, kernels, TENSOR_NAMES)
-        bound.submit(stream, [addresses.get(name) for name in TENSOR_NAMES])
+        bound = BoundPlan(plan, kernels, tuple(addresses), absent=operation.tensors)
+        bound.submit(stream, tuple(addresses.values()))
         stream.wait()
-        result = torch.empty_like(tensors["out"])
-        stream.copy(result.data_ptr(), addresses["out"], result.numel() * result.element_size())
+        for name in operation.outputs:
+            if name in tensors:
+                results[name] = torch.empty_like(tensors[name])
+                num_bytes = results[name].numel() * results[name].element_size()
+                stream.copy(results[name].data_ptr(), addresses[name], num_bytes)
     finally:
         for address in addresses.values():
             stream.free(address)
-
-    w1, w2 = tensors["w1"], tensors["w2"]
-    expected = reference.fused_moe(
-        tensors["hidden_states"],
-        w1.mT if problem.w1_layout is Layout.KN else w1,
-        w2.mT if problem.w2_layout is Layout.KN else w2,
-        tensors["topk_weights"],
-        tensors["topk_ids"],
-        activation=problem.activation,
-        expert_map=tensors.get("expert_map"),
-        compute_dtype=torch.float64,
-    )
-    return judge(result, expected, problem.dtype)
+    return checker.judge(problem, tensors, results)
 
 
-def judge(result: Any, expected: Any, dtype: DType) -> tuple[float, str]:
+def judge_floats(result: Any, expected: Any, dtype: DType) -> tuple[float, str]:
     """Returns (relative Frobenius error, what is wrong or "") of a torch tensor against its float64 expectation."""
     import torch
 
@@ -89,44 +90,3 @@ def judge(result: Any, expected: Any, dtype: DType) -> tuple[float, str]:
             f"element {worst} is {float(result.flatten()[worst]):.6g} instead of {float(expected.flatten()[worst]):.6g}"
         )
     return error, ""
-
-
-def _inputs(problem: MoEProblem) -> dict[str, Any]:
-    """Returns host tensors in the problem's dtypes and storage order, with every kind of routing case in them."""
-    import torch
-
-    dtypes = {
-        DType.BF16: torch.bfloat16,
-        DType.FP16: torch.float16,
-        DType.FP32: torch.float32,
-        DType.FP64: torch.float64,
-        DType.INT32: torch.int32,
-        DType.INT64: torch.int64,
-    }
-    m, h, i = problem.num_tokens, problem.hidden_size, problem.intermediate_size
-    e, k = problem.num_experts, problem.top_k
-    generator = torch.Generator().manual_seed(SEED)
-
-    def normal(*shape: int, scale: float, layout: Layout = Layout.NK) -> Any:
-        values = torch.randn(*shape, generator=generator) * scale
-        stored = values.mT if layout is Layout.KN else values
-        return stored.to(dtypes[problem.dtype]).contiguous()
-
-    ids = torch.randint(0, e, (m, k), generator=generator)
-    ids[0, 0] = e + 3  # another rank's expert
-    if m > 2:
-        ids[1] = -1  # a token without any expert
-        ids[2] = ids[2, 0]  # the same expert in every slot
-    tensors = {
-        "hidden_states": normal(m, h, scale=1.0),
-        "w1": normal(e, 2 * i, h, scale=h**-0.5, layout=problem.w1_layout),
-        "w2": normal(e, h, i, scale=i**-0.5, layout=problem.w2_layout),
-        "topk_weights": torch.rand(m, k, generator=generator).to(dtypes[problem.topk_weights_dtype]),
-        "topk_ids": ids.to(dtypes[problem.topk_ids_dtype]),
-        "out": torch.full((m, h), float("nan"), dtype=dtypes[problem.dtype]),
-    }
-    if problem.num_global_experts is not None:
-        permutation = torch.randperm(e, generator=generator).to(torch.int32)
-        permutation[0] = -1
-        tensors["expert_map"] = permutation
-    return tensors

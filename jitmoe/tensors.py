@@ -14,14 +14,15 @@ from jitmoe.problem import DType
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import Stream, stream_of
 
-_TORCH_DTYPES = {
-    "torch.bfloat16": DType.BF16,
-    "torch.float16": DType.FP16,
-    "torch.float32": DType.FP32,
-    "torch.float64": DType.FP64,
-    "torch.int32": DType.INT32,
-    "torch.int64": DType.INT64,
+_TORCH_NAMES = {
+    DType.BF16: "bfloat16",
+    DType.FP16: "float16",
+    DType.FP32: "float32",
+    DType.FP64: "float64",
+    DType.INT32: "int32",
+    DType.INT64: "int64",
 }
+_TORCH_DTYPES = {f"torch.{name}": dtype for dtype, name in _TORCH_NAMES.items()}
 # typestr of __sycl_usm_array_interface__; numpy has no bfloat16, the packages that add one use a 2-byte void.
 _TYPESTRS = {
     "f2": DType.FP16,
@@ -99,6 +100,13 @@ def dense(info: TensorInfo) -> TensorInfo:
     return dataclasses.replace(info, address=0, strides=_c_order(info.shape))
 
 
+def torch_dtypes() -> dict[DType, Any]:
+    """Returns torch's dtype of each of ours."""
+    import torch
+
+    return {dtype: getattr(torch, name) for dtype, name in _TORCH_NAMES.items()}
+
+
 def is_torch(value: object) -> bool:
     """Whether ``value`` is a torch tensor; does not import torch."""
     torch = sys.modules.get("torch")
@@ -160,19 +168,19 @@ def describe(name: str, value: Any) -> TensorInfo:
     )
 
 
-def stream_for(hidden_states: Any, queue: Any) -> tuple[Stream, bool]:
-    """Returns (the stream to launch on, whether to wait before returning).
+def stream_for(first: Any, queue: Any) -> tuple[Stream, bool]:
+    """Returns (the stream to launch on, whether to wait before returning), by a call's first tensor.
 
     torch CPU tensors are synchronous, so a call on them waits, unless the caller gave a queue of their own. torch XPU
     tensors run on torch's current stream, USM on the queue that its memory belongs to; neither waits.
     """
     if queue is not None:
         return stream_of(queue_ref_of(queue)), False
-    if is_torch(hidden_states):
-        if hidden_states.device.type == "cpu":
+    if is_torch(first):
+        if first.device.type == "cpu":
             return stream_of(cpu.default_queue().addressof_ref()), True
-        return stream_of(xpu_queue_ref(hidden_states.device)), False
-    return stream_of(queue_ref_of(hidden_states.__sycl_usm_array_interface__["syclobj"])), False
+        return stream_of(xpu_queue_ref(first.device)), False
+    return stream_of(queue_ref_of(first.__sycl_usm_array_interface__["syclobj"])), False
 
 
 def queue_ref_of(queue: Any) -> int:
@@ -218,13 +226,12 @@ def to_host(value: Any, stream: Stream) -> Any:
 
     info = describe("tensor", value)
     assert info.dtype is not None
-    dtype = {kind: name.removeprefix("torch.") for name, kind in _TORCH_DTYPES.items()}[info.dtype]
     num_elements = (
         0
         if 0 in info.shape
         else 1 + sum((size - 1) * stride for size, stride in zip(info.shape, info.strides, strict=True))
     )
-    flat = torch.empty(num_elements, dtype=getattr(torch, dtype))
+    flat = torch.empty(num_elements, dtype=torch_dtypes()[info.dtype])
     stream.wait()
     stream.copy(flat.data_ptr(), info.address, num_elements * info.dtype.num_bytes)
     return flat.as_strided(info.shape, info.strides)

@@ -12,8 +12,8 @@ from jitmoe.builder import Builder
 from jitmoe.cache import CacheKey, Entry
 from jitmoe.device import Device
 from jitmoe.errors import SelfCheckError
+from jitmoe.operation import Problem
 from jitmoe.plan.launch import Plan
-from jitmoe.problem import MoEProblem
 from jitmoe.runtime.loader import Kernel
 from jitmoe.runtime.stream import Stream, private_stream
 from jitmoe.spec import KernelSpec
@@ -58,7 +58,7 @@ class Trust:
 
     def check(
         self,
-        problem: MoEProblem,
+        problem: Problem,
         plan: Plan,
         entries: dict[KernelSpec, Entry],
         kernels: dict[KernelSpec, Kernel],

@@ -69,24 +69,24 @@ class _State:
     """The parts of jitmoe that remember something, emptied and put back."""
 
     def __init__(self) -> None:
-        from jitmoe import api, knobs, pipeline
+        from jitmoe import calls, knobs, pipeline
 
-        self.api, self.knobs, self.pipeline = api, knobs, pipeline
-        self.prepared = dict(api._prepared)
-        self.warned = set(api._warned)
+        self.calls, self.knobs, self.pipeline = calls, knobs, pipeline
+        self.prepared = dict(calls._prepared)
+        self.warned = set(calls._warned)
         self.default = pipeline._default
 
     def clear(self, *, pipeline: bool) -> None:
-        self.api._prepared.clear()
-        self.api._warned.clear()
+        self.calls._prepared.clear()
+        self.calls._warned.clear()
         self.knobs._current = None
         if pipeline:
             self.pipeline._default = None
 
     def restore(self) -> None:
         self.clear(pipeline=False)
-        self.api._prepared.update(self.prepared)
-        self.api._warned.update(self.warned)
+        self.calls._prepared.update(self.prepared)
+        self.calls._warned.update(self.warned)
         self.pipeline._default = self.default
 
 

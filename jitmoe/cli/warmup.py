@@ -26,7 +26,6 @@ from jitmoe.plan import planner_for
 from jitmoe.plan.launch import Plan
 from jitmoe.problem import INDEX_DTYPES, WEIGHT_DTYPES, DType, Layout, MoEProblem
 from jitmoe.runtime.stream import stream_of
-from jitmoe.selfcheck import TENSOR_NAMES
 from jitmoe.spec import KernelSpec
 
 MAX_TOKENS = 16384  # of the default token counts; servers split longer prefills
@@ -82,11 +81,11 @@ def buckets_of(
 
     Unless ``exact``, the counts are samples of a range and each bucket reaches to the next.
     """
-    planner = planner_for(target.device)
     alignment = 1 if target.device.kind is DeviceKind.CPU else GPU_ALIGNMENT
 
     def bucket(num_tokens: int) -> Bucket:
         problem = model.problem(num_tokens, topk_ids_dtype=ids, topk_weights_dtype=weights, base_alignment=alignment)
+        planner = planner_for(problem, target.device)
         plan = planner.launches(problem, target.device, planner.choose(problem, target.device))
         return Bucket(num_tokens, num_tokens, problem, plan, (num_tokens,) if exact else ())
 
@@ -460,7 +459,7 @@ def _check_all(
         display.start(f"checking {label}")
         started = time.perf_counter()
         try:
-            pipe.prepare(bucket.problem, stream, TENSOR_NAMES)
+            pipe.prepare(bucket.problem, stream, bucket.problem.OPERATION.tensors)
         except ImportError as error:  # self-checks need torch
             problem = RuntimeUnavailableError(reason=f"the self-check cannot run: {error}", advice="pip install torch")
             outcome.failures.append((label, problem))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jitmoe.errors import LaunchError
@@ -43,7 +43,14 @@ class _Submission:
 class BoundPlan:
     """A plan with loaded kernels. Not thread-safe by itself: ``submit`` runs under the stream's lock."""
 
-    def __init__(self, plan: Plan, kernels: Mapping[KernelSpec, Kernel], tensor_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        kernels: Mapping[KernelSpec, Kernel],
+        tensor_names: Sequence[str],
+        absent: Collection[str] = (),
+    ) -> None:
+        """Binds pointer arguments by name: to a tensor, else to a buffer of the plan, else to null if ``absent``."""
         self._workspace_bytes = plan.workspace_bytes
         self._workspace_at = -1
         offsets = plan.buffer_offsets()
@@ -79,7 +86,7 @@ class BoundPlan:
                 if argument.is_pointer:
                     if argument.name in tensor_position:
                         self._tensor_slots.append((slots, index, tensor_position[argument.name]))
-                    else:
+                    elif argument.name in offsets or argument.name not in absent:
                         self._buffer_slots.append((slots, index, offsets[argument.name]))
                 else:
                     value: Any = launch.scalars[argument.name]

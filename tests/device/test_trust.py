@@ -19,7 +19,7 @@ import torch
 from helpers import moe
 
 import jitmoe
-from jitmoe import api, errors, knobs, pipeline, selfcheck
+from jitmoe import calls, errors, knobs, pipeline, selfcheck
 from jitmoe.compilers.base import ArtifactKind
 from jitmoe.compilers.find import find_compilers
 from jitmoe.pipeline import Pipeline
@@ -33,8 +33,8 @@ def warnings(caplog) -> list[str]:
 
 def new_process() -> None:
     """Makes jitmoe forget what a new process would not know; settings are read again."""
-    api._prepared.clear()
-    api._warned.clear()
+    calls._prepared.clear()
+    calls._warned.clear()
     knobs._current = None
     pipeline._default = None
 

@@ -45,9 +45,9 @@ def problems() -> Iterator[MoEProblem]:
 
 def specs_of(device: Device) -> tuple[KernelSpec, ...]:
     """Returns the distinct specs that the device's planner asks for."""
-    planner = planner_for(device)
     found: dict[KernelSpec, None] = {}
     for problem in problems():
+        planner = planner_for(problem, device)
         found.update(dict.fromkeys(planner.launches(problem, device, planner.choose(problem, device)).specs))
     return tuple(found)
 

@@ -15,7 +15,7 @@ from jitmoe.compilers.base import ArtifactKind
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan import xe
 from jitmoe.plan.launch import Plan
-from jitmoe.problem import Activation, DType, Layout, MoEProblem
+from jitmoe.problem import FUSED_MOE, Activation, DType, Layout, MoEProblem
 from jitmoe.runtime import cpu, loader
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.stream import Stream, stream_of
@@ -150,7 +150,7 @@ def run_plan(pipeline: Pipeline, plan: Plan, case: Case, on: Stream) -> torch.Te
         kernels = dict(zip(plan.specs, pool.map(lambda spec: load(pipeline, spec, on), plan.specs), strict=True))
     tensors = [case.x, case.w1, case.w2, case.topk_weights, case.topk_ids, case.expert_map, out]
     addresses = [None if t is None else t.data_ptr() for t in tensors]
-    BoundPlan(plan, kernels, selfcheck.TENSOR_NAMES).submit(on, addresses)
+    BoundPlan(plan, kernels, FUSED_MOE.tensors).submit(on, addresses)
     on.wait()
     return out
 
@@ -176,4 +176,4 @@ def with_tile(choice: xe.XeChoice, tile: xe.Tile) -> xe.XeChoice:
 
 def error(result: torch.Tensor, case: Case) -> tuple[float, str]:
     """Returns (relative Frobenius error against float64, what is wrong or "")."""
-    return selfcheck.judge(result, case.expected(), case.problem.dtype)
+    return selfcheck.judge_floats(result, case.expected(), case.problem.dtype)

@@ -7,7 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from helpers.builders import cpu_device, gpu_device
+from helpers.builders import cpu_device, gpu_device, moe_problem
 
 from jitmoe.cli import devices
 from jitmoe.device import CpuIsa, DeviceKind
@@ -99,5 +99,5 @@ def test_without_dpctl_offline_devices_still_work(monkeypatch):
 def test_every_offline_cpu_can_be_planned_for(isa):
     target = devices.resolve([f"cpu-{isa.value}"])[0]
     assert not target.is_present
-    assert planner_for(target.device)
+    assert planner_for(moe_problem(), target.device)
     assert str(target.device) == f"cpu-{isa.value} (offline) (cpu, x86-64, {isa.value})"
