@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jitmoe.device import CpuIsa, Device
+from jitmoe.plan import features
 from jitmoe.plan.launch import Buffer, Launch, Plan
 from jitmoe.problem import Activation, DType, Layout, MoEProblem
 from jitmoe.spec import Argument, KernelSpec, arguments
@@ -100,6 +101,7 @@ class CpuChoice:
 
 def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     """Returns kernels for the device's instruction set, and ranges that keep all cores busy."""
+    features.check(problem)
     isa = device.cpu_isa if device.cpu_isa is not None else CpuIsa.GENERIC
     if isa is CpuIsa.AMX_BF16:  # there are no AMX kernels: nothing here could have run them
         isa = CpuIsa.AVX512_BF16

@@ -15,7 +15,7 @@ from typing import Any
 
 from jitmoe.device import Device, DeviceKind
 from jitmoe.errors import UnsupportedProblemError
-from jitmoe.plan import tuned
+from jitmoe.plan import features, tuned
 from jitmoe.plan.architectures import XeArchitecture, architecture
 from jitmoe.plan.launch import Buffer, Launch, Plan
 from jitmoe.plan.tuned import TunedConfig
@@ -245,6 +245,7 @@ def choose(problem: MoEProblem, device: Device, configs: Sequence[TunedConfig] |
     """
     arch = architecture(device.arch)
     reasons = [f"{arch.name}: sub-groups of {arch.simd}{', ' + arch.note if arch.note else ''}"]
+    features.check(problem)
     _check_sizes(problem)
     emulated = device.kind is DeviceKind.XE_EMULATED
     if emulated:

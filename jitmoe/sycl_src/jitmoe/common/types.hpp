@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Names shared by host and kernels: fixed-width integers, the enums that specs use, 16-bit float conversions.
 //
-// The enums mirror jitmoe/problem.py and jitmoe/device.py value by value: rendered sources spell them as
+// The enums mirror jitmoe/problem.py, jitmoe/formats.py and jitmoe/device.py value by value: rendered sources spell them as
 // jitmoe::<PythonClass>::<value>, so a value without a twin here does not compile.
 // Includes nothing: every header costs compile time in each kernel.
 #pragma once
@@ -17,9 +17,12 @@ using uint32 = unsigned int;
 using int64 = long long;
 using uint64 = unsigned long long;
 
-enum class DType { bf16, fp16, fp32, fp64, int32, int64 };
+enum class DType { bf16, fp16, fp32, fp64, int32, int64, int8, uint8, e4m3, e5m2, e8m0 };
 enum class Layout { nk, kn };
-enum class Activation { silu, gelu, gelu_tanh };
+enum class Activation { silu, gelu, gelu_tanh, swiglu_oai, relu2 };
+enum class GateUp { concatenated, interleaved, separate, ungated };
+enum class Encoding { int8, e4m3, e5m2, int4, uint4, e2m1 };
+enum class InputQuant { int8, e4m3, e5m2 };
 enum class CpuIsa { generic, avx2, avx512, avx512_bf16, amx_bf16 };
 
 constexpr int num_bytes(DType dtype) {
@@ -28,6 +31,11 @@ constexpr int num_bytes(DType dtype) {
     case DType::fp16: return 2;
     case DType::fp32:
     case DType::int32: return 4;
+    case DType::int8:
+    case DType::uint8:
+    case DType::e4m3:
+    case DType::e5m2:
+    case DType::e8m0: return 1;
     default: return 8;
   }
 }
