@@ -63,7 +63,7 @@ class MoEModel:
     def obstacles(self) -> tuple[str, ...]:
         """Why jitmoe has no kernels for this layer; empty if it has."""
         reasons = []
-        known = [activation.value for activation in Activation]
+        known = [activation.value for activation in (Activation.SILU, Activation.GELU, Activation.GELU_TANH)]
         if self.activation not in known:
             reasons.append(f"activation {self.activation}: jitmoe has kernels for {', '.join(known)}")
         if not self.is_gated:

@@ -3,36 +3,171 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jitmoe.problem import Activation
+from jitmoe.formats import WHOLE, Encoding, InputQuant
+from jitmoe.problem import Activation, DType
 
 if TYPE_CHECKING:
     import torch
 
+    from jitmoe.quantized import QuantizedTensor
 
-def activate(gate: torch.Tensor, up: torch.Tensor, activation: Activation | str) -> torch.Tensor:
-    """Returns act(gate) * up, elementwise.
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # codes 0..7; 8..15 are their negatives
+
+
+def activate(
+    gate: torch.Tensor,
+    up: torch.Tensor | None,
+    activation: Activation | str,
+    *,
+    alpha: float = 1.702,
+    limit: float | None = None,
+) -> torch.Tensor:
+    """Returns act(gate) * up, elementwise; act(gate) where ``up`` is None.
 
     silu(g) = g * sigmoid(g); gelu(g) = g * Phi(g) with the exact normal distribution function; gelu_tanh is its
-    tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415).
+    tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415); relu2(g) = max(g, 0)^2 (So et al., arXiv 2109.08668);
+    swiglu_oai: g * sigmoid(alpha * g) * (up + 1) (gpt-oss). With a ``limit`` L, gate = min(gate, L) and
+    up = clamp(up, -L, L) come first.
     """
     from torch.nn import functional
 
     name = Activation(activation)
+    if limit is not None:
+        gate = gate.clamp(max=limit)
+        up = None if up is None else up.clamp(-limit, limit)
+    if name is Activation.SWIGLU_OAI:
+        result = gate * (alpha * gate).sigmoid()
+        return result if up is None else result * (up + 1)
     if name is Activation.SILU:
-        return functional.silu(gate) * up
-    return functional.gelu(gate, approximate="tanh" if name is Activation.GELU_TANH else "none") * up
+        result = functional.silu(gate)
+    elif name is Activation.RELU2:
+        result = functional.relu(gate).square()
+    else:
+        result = functional.gelu(gate, approximate="tanh" if name is Activation.GELU_TANH else "none")
+    return result if up is None else result * up
+
+
+def unpacked(data: torch.Tensor, encoding: Encoding) -> torch.Tensor:
+    """Returns the values of codes as float32, [..., K]; ``UINT4`` codes as they are, 0..15.
+
+    Args:
+        data: one byte per code, or for 4 bits two codes per byte along the last dimension, the even one in the low
+            nibble.
+    """
+    import torch
+
+    if encoding.bits == 8:
+        kinds = {Encoding.INT8: torch.int8, Encoding.E4M3: torch.float8_e4m3fn, Encoding.E5M2: torch.float8_e5m2}
+        return data.view(kinds[encoding]).float()
+    bytes_ = data.view(torch.uint8)
+    codes = torch.stack((bytes_ & 15, bytes_ >> 4), dim=-1).flatten(-2).to(torch.int64)
+    if encoding is Encoding.UINT4:
+        return codes.float()
+    if encoding is Encoding.INT4:
+        return (codes - 16 * (codes > 7)).float()
+    table = torch.tensor((*E2M1_VALUES, *(-value for value in E2M1_VALUES)), device=data.device)
+    return table[codes]
+
+
+def scales(tensor: torch.Tensor, dtype: DType) -> torch.Tensor:
+    """Returns stored scales as float32; E8M0 bytes b as 2^(b - 127), 255 as NaN."""
+    import torch
+
+    if dtype is not DType.E8M0:
+        return tensor.float()
+    exponents = tensor.view(torch.uint8).to(torch.int32)
+    powers = torch.ldexp(torch.ones((), dtype=torch.float32, device=tensor.device), exponents - 127)
+    return torch.where(exponents == 255, torch.nan, powers)
+
+
+def dequantize(
+    weights: QuantizedTensor, *, expert: int | None = None, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Returns the matrices that quantized weights stand for, [E, N, K], or [N, K] of one ``expert``.
+
+    ``dtype`` is float32 unless given; float64 makes the products of codes and scales exact.
+    """
+    import torch
+
+    compute = torch.float32 if dtype is None else dtype
+    form, k = weights.format, weights.shape[2]
+
+    def of(tensor: torch.Tensor) -> torch.Tensor:
+        if expert is None:
+            return tensor
+        return tensor[expert if tensor.shape[0] > 1 else 0]
+
+    def spread(blocks: torch.Tensor) -> torch.Tensor:
+        for dim, size, block in ((-2, weights.shape[1], form.block_n), (-1, k, form.block_k)):
+            if block != WHOLE and block != 1:
+                blocks = blocks.repeat_interleave(block, dim).narrow(dim, 0, size)
+        return blocks
+
+    values = unpacked(of(weights.data), form.encoding)[..., :k].to(compute)
+    if form.encoding is Encoding.UINT4:
+        zero = weights.zero_point
+        values = values - (8 if zero is None else spread(of(zero)).to(compute))
+    values = values * spread(scales(of(weights.scale), form.scale_dtype).to(compute))
+    if weights.k_order is not None:
+        order = of(weights.k_order).to(torch.int64).unsqueeze(-2).expand(values.shape)
+        values = torch.empty_like(values).scatter_(-1, order, values)
+    return values
+
+
+def round_input(
+    x: torch.Tensor, kind: InputQuant | str, *, scale: torch.Tensor | None = None, block_k: int = 0
+) -> torch.Tensor:
+    """Returns what rows x become when they are quantized: q * scale, in x's dtype (float64 keeps it exact).
+
+    scale = absmax / largest over the row (or each ``block_k`` elements of it), 1 where absmax is 0, in float32;
+    q = x / scale rounded to the nearest number of the format, ties to even, clamped to its range.
+
+    Args:
+        x: [rows, K].
+        scale: given scale (static quantization): one element, or one per row.
+        block_k: elements of K that share a scale; 0: the whole row.
+    """
+    import torch
+
+    kind = InputQuant(kind)
+    largest = {InputQuant.INT8: 127.0, InputQuant.E4M3: 448.0, InputQuant.E5M2: 57344.0}[kind]
+    rows, k = x.shape
+    block = block_k or max(k, 1)
+    padded = torch.nn.functional.pad(x.float(), (0, -k % block)).reshape(rows, -1, block)
+    if scale is None:
+        absmax = padded.abs().amax(-1, keepdim=True)
+        step = torch.where(absmax == 0, torch.ones_like(absmax), absmax / largest)
+    else:
+        step = scale.float().reshape(-1, 1, 1)
+    quotient = (padded / step).clamp(-largest, largest)
+    if kind is InputQuant.INT8:
+        codes = quotient.round()
+    else:
+        codes = quotient.to(torch.float8_e4m3fn if kind is InputQuant.E4M3 else torch.float8_e5m2).float()
+    return (codes.to(x.dtype) * step.to(x.dtype)).reshape(rows, -1)[:, :k]
 
 
 def fused_moe(
     hidden_states: torch.Tensor,
-    w1: torch.Tensor,
-    w2: torch.Tensor,
+    w1: torch.Tensor | QuantizedTensor,
+    w2: torch.Tensor | QuantizedTensor,
     topk_weights: torch.Tensor,
     topk_ids: torch.Tensor,
     *,
     activation: Activation | str = "silu",
+    swiglu_alpha: float = 1.702,
+    swiglu_limit: float | None = None,
+    interleaved: bool = False,
+    w1_up: torch.Tensor | None = None,
+    w1_bias: torch.Tensor | None = None,
+    w2_bias: torch.Tensor | None = None,
+    apply_router_weight_on_input: bool = False,
+    input_quant: InputQuant | str | None = None,
+    input_block_k: int = 0,
+    a1_scale: torch.Tensor | None = None,
+    a2_scale: torch.Tensor | None = None,
     expert_map: torch.Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
@@ -40,11 +175,16 @@ def fused_moe(
 
     Args:
         hidden_states: [M, H] or [B, S, H].
-        w1: [E, 2*I, H]; rows 0..I-1 are the gate projection, rows I..2*I-1 the up projection.
+        w1: [E, 2*I, H]: gate rows, then up rows, or alternating if ``interleaved``; [E, I, H] with ``w1_up`` (the up
+            rows) or without a gate. Quantized weights are dequantized.
         w2: [E, H, I], the down projection.
         topk_weights: [M, k], any float dtype.
         topk_ids: [M, k]; ids outside [0, E) contribute nothing.
-        activation: silu, gelu or gelu_tanh.
+        activation, swiglu_alpha, swiglu_limit: see ``activate``.
+        w1_bias: [E, rows of w1], ordered like them. w2_bias: [E, H].
+        apply_router_weight_on_input: multiply x instead of the result by the routing weight.
+        input_quant, input_block_k, a1_scale, a2_scale: quantize both GEMMs' inputs, see ``round_input``; the scales
+            have one element, or one per expert.
         expert_map: [experts on all ranks] int32, local expert of each id or a number outside [0, E).
         compute_dtype: of every intermediate; None for float32 (nothing is rounded to the weights' dtype between).
 
@@ -56,6 +196,7 @@ def fused_moe(
     activation = Activation(activation)
     compute = torch.float32 if compute_dtype is None else compute_dtype
     num_experts, hidden_size = w1.shape[0], hidden_states.shape[-1]
+    is_gated = w1_up is not None or w1.shape[1] != w2.shape[2]
     x = hidden_states.reshape(-1, hidden_size)
     ids = topk_ids.to(torch.int64)
     if expert_map is not None:
@@ -63,13 +204,45 @@ def fused_moe(
         mapped = torch.full_like(ids, -1)
         mapped[known] = expert_map.to(torch.int64)[ids[known]]
         ids = mapped
+
+    def matrix(weights: Any, expert: int) -> torch.Tensor:
+        if isinstance(weights, torch.Tensor):
+            return weights[expert].to(compute)
+        return dequantize(weights, expert=expert, dtype=compute)
+
+    def rounded(rows: torch.Tensor, scale: torch.Tensor | None, expert: int) -> torch.Tensor:
+        if input_quant is None:
+            return rows
+        if scale is not None and scale.numel() > 1:
+            scale = scale.flatten()[expert]
+        return round_input(rows, input_quant, scale=scale, block_k=input_block_k)
+
     y = torch.zeros(x.shape, dtype=compute, device=x.device)
     for expert in torch.unique(ids).tolist():
         if not 0 <= expert < num_experts:
             continue
         tokens, slots = torch.where(ids == expert)
-        gate, up = (x[tokens].to(compute) @ w1[expert].to(compute).T).chunk(2, dim=-1)
-        down = activate(gate, up, activation) @ w2[expert].to(compute).T
-        y = y.index_add(0, tokens, down * topk_weights[tokens, slots].to(compute).unsqueeze(-1))
+        weights = topk_weights[tokens, slots].to(compute).unsqueeze(-1)
+        rows = rounded(x[tokens].to(compute), a1_scale, expert)
+        first = rows @ matrix(w1, expert).T
+        if w1_up is not None:
+            first = torch.cat((first, rows @ matrix(w1_up, expert).T), dim=-1)
+        if apply_router_weight_on_input:
+            first = first * weights
+        if w1_bias is not None:
+            first = first + w1_bias[expert].to(compute)
+        gate: torch.Tensor
+        up: torch.Tensor | None
+        if not is_gated:
+            gate, up = first, None
+        elif interleaved:
+            gate, up = first[:, 0::2], first[:, 1::2]
+        else:
+            gate, up = first.chunk(2, dim=-1)
+        inter = rounded(activate(gate, up, activation, alpha=swiglu_alpha, limit=swiglu_limit), a2_scale, expert)
+        down = inter @ matrix(w2, expert).T
+        if w2_bias is not None:
+            down = down + w2_bias[expert].to(compute)
+        y = y.index_add(0, tokens, down if apply_router_weight_on_input else down * weights)
     result_dtype = compute if compute == torch.float64 else hidden_states.dtype
     return y.to(result_dtype).reshape(hidden_states.shape)

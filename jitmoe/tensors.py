@@ -21,6 +21,11 @@ _TORCH_NAMES = {
     DType.FP64: "float64",
     DType.INT32: "int32",
     DType.INT64: "int64",
+    DType.INT8: "int8",
+    DType.UINT8: "uint8",
+    DType.E4M3: "float8_e4m3fn",
+    DType.E5M2: "float8_e5m2",
+    DType.E8M0: "float8_e8m0fnu",
 }
 _TORCH_DTYPES = {f"torch.{name}": dtype for dtype, name in _TORCH_NAMES.items()}
 # typestr of __sycl_usm_array_interface__; numpy has no bfloat16, the packages that add one use a 2-byte void.
@@ -30,9 +35,17 @@ _TYPESTRS = {
     "f8": DType.FP64,
     "i4": DType.INT32,
     "i8": DType.INT64,
+    "i1": DType.INT8,
+    "u1": DType.UINT8,
     "V2": DType.BF16,
 }
-_TYPESTR_OF = {dtype: f"<{text}" for text, dtype in _TYPESTRS.items()}
+_TYPESTR_OF = {dtype: f"<{text}" for text, dtype in _TYPESTRS.items()} | {
+    DType.INT8: "|i1",
+    DType.UINT8: "|u1",
+    DType.E4M3: "|u1",
+    DType.E5M2: "|u1",
+    DType.E8M0: "|u1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,7 @@ def torch_dtypes() -> dict[DType, Any]:
     """Returns torch's dtype of each of ours."""
     import torch
 
-    return {dtype: getattr(torch, name) for dtype, name in _TORCH_NAMES.items()}
+    return {dtype: getattr(torch, name) for dtype, name in _TORCH_NAMES.items() if hasattr(torch, name)}
 
 
 def is_torch(value: object) -> bool:

@@ -13,19 +13,34 @@ from hypothesis import strategies as st
 from jitmoe import reference
 from jitmoe.problem import Activation
 
+ALPHA = 1.5
 ACTIVATIONS = {
     "silu": lambda g: g / (1 + math.exp(-g)),
     "gelu": lambda g: g * 0.5 * (1 + math.erf(g / math.sqrt(2))),
     "gelu_tanh": lambda g: 0.5 * g * (1 + math.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3))),
+    "swiglu_oai": lambda g: g / (1 + math.exp(-ALPHA * g)),
+    "relu2": lambda g: max(g, 0.0) ** 2,
 }
 
 
-def naive(x, w1, w2, weights, ids, activation="silu", expert_map=None):
+def naive(
+    x, w1, w2, weights, ids, activation="silu", expert_map=None, *,
+    limit=None, interleaved=False, w1_bias=None, w2_bias=None, on_input=False,
+):  # fmt: skip
     """The definition, number by number."""
     x, w1, w2, weights, ids = (
         t.double().tolist() if t.is_floating_point() else t.tolist() for t in (x, w1, w2, weights, ids)
     )
-    act = ACTIVATIONS[activation]
+
+    def inner_value(dots, i, size):
+        if len(dots) == size:  # no gate
+            gate = dots[i] if limit is None else min(dots[i], limit)
+            return ACTIVATIONS[activation](gate)
+        gate, up = (dots[2 * i], dots[2 * i + 1]) if interleaved else (dots[i], dots[size + i])
+        if limit is not None:
+            gate, up = min(gate, limit), max(-limit, min(up, limit))
+        return ACTIVATIONS[activation](gate) * (up + 1 if activation == "swiglu_oai" else up)
+
     rows = []
     for t, row in enumerate(x):
         y = [0.0] * len(row)
@@ -34,11 +49,15 @@ def naive(x, w1, w2, weights, ids, activation="silu", expert_map=None):
                 expert = int(expert_map[expert]) if 0 <= expert < len(expert_map) else -1
             if not 0 <= expert < len(w1):
                 continue
-            size = len(w1[expert]) // 2
-            dots = [sum(a * b for a, b in zip(row, line, strict=True)) for line in w1[expert]]
-            inner = [act(dots[i]) * dots[size + i] for i in range(size)]
+            size = len(w2[expert][0])
+            before, after = (weights[t][j], 1.0) if on_input else (1.0, weights[t][j])
+            dots = [before * sum(a * b for a, b in zip(row, line, strict=True)) for line in w1[expert]]
+            if w1_bias is not None:
+                dots = [dot + float(bias) for dot, bias in zip(dots, w1_bias[expert], strict=True)]
+            inner = [inner_value(dots, i, size) for i in range(size)]
             for h in range(len(row)):
-                y[h] += weights[t][j] * sum(inner[i] * w2[expert][h][i] for i in range(size))
+                bias = 0.0 if w2_bias is None else float(w2_bias[expert][h])
+                y[h] += after * (sum(inner[i] * w2[expert][h][i] for i in range(size)) + bias)
         rows.append(y)
     return torch.tensor(rows, dtype=torch.float64).reshape(len(x), -1)
 
@@ -66,9 +85,41 @@ def close(result, expected, tolerance=1e-12):
 def test_against_loops(m, h, i, e, k, activation, seed, mapped):
     args = make(m, h, i, e, k, seed=seed)
     expert_map = torch.tensor([(seed + n) % (e + 2) - 1 for n in range(e)], dtype=torch.int32) if mapped else None
-    result = reference.fused_moe(*args, activation=activation, expert_map=expert_map, compute_dtype=torch.float64)
+    result = reference.fused_moe(
+        *args, activation=activation, swiglu_alpha=ALPHA, expert_map=expert_map, compute_dtype=torch.float64
+    )
     assert result.dtype == torch.float64
     assert close(result, naive(*args, activation, None if expert_map is None else expert_map.tolist()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    m=st.integers(1, 4), h=st.integers(1, 5), i=st.integers(1, 4), e=st.integers(1, 3), k=st.integers(1, 3),
+    activation=st.sampled_from([a.value for a in Activation]), seed=st.integers(0, 10**6),
+    limit=st.sampled_from([None, 0.5, 7.0]), rows=st.sampled_from(["halves", "interleaved", "separate", "ungated"]),
+    biased=st.booleans(), on_input=st.booleans(),
+)  # fmt: skip
+def test_features_against_loops(m, h, i, e, k, activation, seed, limit, rows, biased, on_input):
+    x, w1, w2, weights, ids = make(m, h, i, e, k, seed=seed)
+    if rows == "ungated":
+        w1 = w1[:, :i]
+    more = {}
+    if biased:
+        generator = torch.Generator().manual_seed(seed)
+        more = {
+            "w1_bias": torch.randn(w1.shape[:2], generator=generator),
+            "w2_bias": torch.randn(w2.shape[:2], generator=generator),
+        }
+    expected = naive(
+        x, w1, w2, weights, ids, activation, limit=limit, interleaved=rows == "interleaved", on_input=on_input, **more
+    )
+    if rows == "separate":
+        w1, more["w1_up"] = w1.chunk(2, dim=1)
+    result = reference.fused_moe(
+        *(x, w1, w2, weights, ids), activation=activation, swiglu_alpha=ALPHA, swiglu_limit=limit,
+        interleaved=rows == "interleaved", apply_router_weight_on_input=on_input, compute_dtype=torch.float64, **more,
+    )  # fmt: skip
+    assert close(result, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
