@@ -9,6 +9,19 @@ __version__ = "0.1.0"
 from jitmoe import reference
 from jitmoe.api import explain, fused_moe
 from jitmoe.errors import ArgumentError, JitMoEError
+from jitmoe.formats import Encoding, WeightFormat
+from jitmoe.quantized import QuantizedTensor
 from jitmoe.tensors import UsmArray
 
-__all__ = ["ArgumentError", "JitMoEError", "UsmArray", "__version__", "explain", "fused_moe", "reference"]
+__all__ = [
+    "ArgumentError",
+    "Encoding",
+    "JitMoEError",
+    "QuantizedTensor",
+    "UsmArray",
+    "WeightFormat",
+    "__version__",
+    "explain",
+    "fused_moe",
+    "reference",
+]

@@ -3,32 +3,104 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from jitmoe import arguments, calls, tensors
+from jitmoe.arguments import FusedMoEOptions
 from jitmoe.errors import ArgumentError
 from jitmoe.operation import Problem
-from jitmoe.problem import FUSED_MOE, Activation
+from jitmoe.problem import FUSED_MOE
+from jitmoe.quantized import QuantizedTensor
 
 
-class _Options(NamedTuple):
-    """What is not a tensor. A tuple, because it is built and hashed in every call."""
-
-    activation: Activation
+def _problem(facts: calls.Facts, options: FusedMoEOptions, look_at_addresses: bool) -> Problem:
+    return arguments.fused_moe_problem(facts, options, look_at_addresses=look_at_addresses)
 
 
-def _problem(facts: calls.Facts, options: _Options, look_at_addresses: bool) -> Problem:
-    return arguments.fused_moe_problem(facts, options.activation, look_at_addresses=look_at_addresses)
-
-
-def _reference(named: dict[str, Any], options: _Options) -> tuple[Any, ...]:
+def _reference(named: dict[str, Any], options: FusedMoEOptions) -> tuple[Any, ...]:
     from jitmoe import reference
 
-    inputs = {name: value for name, value in named.items() if name != "out"}
-    return (reference.fused_moe(**inputs, activation=options.activation),)
+    inputs = {
+        name: value
+        for name, value in named.items()
+        if name != "out" and not name.endswith(("1_scale", "2_scale", "zero_point", "k_order"))
+    }
+    for name, form in (("w1", options.w1_format), ("w2", options.w2_format)):
+        if form is not None:
+            parts = (named.get(f"{name}_{part}") for part in ("scale", "zero_point", "k_order"))
+            scale, zero_point, k_order = parts
+            inputs[name] = QuantizedTensor(named[name], scale, form, zero_point, k_order)
+    result = reference.fused_moe(
+        **inputs,
+        activation=options.activation,
+        swiglu_alpha=options.swiglu_alpha,
+        swiglu_limit=options.swiglu_limit,
+        interleaved=options.interleaved,
+        apply_router_weight_on_input=options.router_weight_on_input,
+        input_quant=options.input_quant,
+        input_block_k=arguments.input_block_k(options),
+        a1_scale=named["a1_scale"],
+        a2_scale=named["a2_scale"],
+    )
+    return (result,)
 
 
-_FUSED_MOE = calls.Op(operation=FUSED_MOE, optional=frozenset({"expert_map"}), problem=_problem, reference=_reference)
+_FUSED_MOE = calls.Op(
+    operation=FUSED_MOE,
+    optional=frozenset(FUSED_MOE.tensors) - {"hidden_states", "w1", "w2", "topk_weights", "topk_ids", "out"},
+    problem=_problem,
+    reference=_reference,
+)
+
+
+def _collect(
+    hidden_states: Any,
+    w1: Any,
+    w2: Any,
+    topk_weights: Any,
+    topk_ids: Any,
+    activation: str = "silu",
+    swiglu_alpha: float = 1.702,
+    swiglu_limit: float | None = None,
+    interleaved: bool = False,
+    w1_up: Any = None,
+    w1_bias: Any = None,
+    w2_bias: Any = None,
+    apply_router_weight_on_input: bool = False,
+    input_quant: str | None = None,
+    a1_scale: Any = None,
+    a2_scale: Any = None,
+    expert_map: Any = None,
+    out: Any = None,
+) -> tuple[calls.Given, FusedMoEOptions]:
+    """Returns the operation's tensors in order, the output among them, and the options."""
+    w1_scale = w1_zero_point = w1_k_order = w2_scale = w2_zero_point = None
+    w1_format = w2_format = None
+    if isinstance(w1, QuantizedTensor):
+        w1_scale, w1_zero_point, w1_k_order, w1_format = w1.scale, w1.zero_point, w1.k_order, w1.format
+        w1 = w1.data
+    if isinstance(w2, QuantizedTensor):
+        arguments.check_no_order(w2.format)
+        w2_scale, w2_zero_point, w2_format = w2.scale, w2.zero_point, w2.format
+        w2 = w2.data
+    if out is None:
+        hidden_states = tensors.adopt("hidden_states", hidden_states)
+        out = tensors.empty_like(hidden_states)
+    options = FusedMoEOptions(
+        arguments.check_activation(activation),
+        arguments.check_number("swiglu_alpha", swiglu_alpha),
+        None if swiglu_limit is None else arguments.check_number("swiglu_limit", swiglu_limit, positive=True),
+        arguments.check_flag("interleaved", interleaved),
+        arguments.check_flag("apply_router_weight_on_input", apply_router_weight_on_input),
+        arguments.check_input_quant(input_quant),
+        w1_format,
+        w2_format,
+    )
+    given = (
+        *(hidden_states, w1, w2, topk_weights, topk_ids, expert_map, out, w1_up, w1_bias, w2_bias, a1_scale, a2_scale),
+        *(w1_scale, w1_zero_point, w1_k_order, w2_scale, w2_zero_point),
+    )
+    return given, options
 
 
 def fused_moe(
@@ -39,6 +111,16 @@ def fused_moe(
     topk_ids: Any,
     *,
     activation: str = "silu",
+    swiglu_alpha: float = 1.702,
+    swiglu_limit: float | None = None,
+    interleaved: bool = False,
+    w1_up: Any = None,
+    w1_bias: Any = None,
+    w2_bias: Any = None,
+    apply_router_weight_on_input: bool = False,
+    input_quant: str | None = None,
+    a1_scale: Any = None,
+    a2_scale: Any = None,
     expert_map: Any = None,
     inplace: bool = False,
     out: Any = None,
@@ -53,13 +135,27 @@ def fused_moe(
     Args:
         hidden_states: x, [M, H] or [B, S, H], bfloat16, float16 or float32, dense rows. torch CPU or XPU tensors,
             objects with ``__sycl_usm_array_interface__`` (see ``UsmArray``), or DLPack objects (become torch tensors).
-        w1: [E, 2*I, H], same dtype; rows 0..I-1 are the gate projection, rows I..2*I-1 the up projection. Unit
-            stride in the last dimension, or in the second-last ([E, H, 2*I] storage seen through a transposed view).
-        w2: [E, H, I], same dtype, strides as for w1.
+        w1: [E, 2*I, H], same dtype; rows 0..I-1 are the gate projection, rows I..2*I-1 the up projection (alternating
+            with ``interleaved``). [E, I, H] if the up projection is ``w1_up``, or if there is no gate: then the
+            activation alone is applied. Unit stride in the last dimension, or in the second-last ([E, H, 2*I] storage
+            seen through a transposed view). Or a ``QuantizedTensor`` of the same shape.
+        w2: [E, H, I], same dtype, strides as for w1; or a ``QuantizedTensor``.
         topk_weights: [M, k], bfloat16, float16, float32 or float64.
         topk_ids: [M, k], int32 or int64. Ids outside [0, E) mark experts of another rank and contribute nothing;
             an expert may appear several times in a row.
-        activation: "silu", "gelu" or "gelu_tanh".
+        activation: "silu", "gelu", "gelu_tanh", "relu2" (max(x, 0)^2) or "swiglu_oai"
+            (gate * sigmoid(alpha * gate) * (up + 1), gpt-oss).
+        swiglu_alpha: alpha of "swiglu_oai".
+        swiglu_limit: L > 0: gate = min(gate, L) and up = clamp(up, -L, L) before any activation; None: no clamping.
+        interleaved: gate and up rows of w1 alternate: g0 u0 g1 u1 ...
+        w1_up: the up projection [E, I, H] as a tensor of its own, with the strides of w1.
+        w1_bias: [E, rows of w1] in the order of w1's rows ([E, 2*I] gate, then up, with ``w1_up``), float32 or the
+            tensors' dtype, dense. w2_bias: [E, H].
+        apply_router_weight_on_input: the routing weight multiplies x instead of the expert's result (Llama 4).
+        input_quant: "int8", "e4m3" or "e5m2": the inputs of both GEMMs are quantized too (W8A8), which needs weights of
+            8 bits; see ``reference.round_input`` for the rounding. Scales are taken from each row (or each block of K
+            that has a weight scale of its own), unless given:
+        a1_scale, a2_scale: float32, one element or [E]: the scale of the first and the second GEMM's input.
         expert_map: int32, [experts on all ranks]: the local expert of each id, anything outside [0, E) for experts
             that are not here. Without a map ids are local.
         inplace: write the result into ``hidden_states`` and return it.
@@ -87,33 +183,20 @@ def fused_moe(
         if out is not None:
             raise ArgumentError(argument="out", got="a tensor together with inplace=True", expected="one of the two")
         out = hidden_states
-    elif out is None:
-        hidden_states = tensors.adopt("hidden_states", hidden_states)
-        out = tensors.empty_like(hidden_states)
-    calls.run(
-        _FUSED_MOE,
-        (hidden_states, w1, w2, topk_weights, topk_ids, expert_map, out),
-        _Options(arguments.check_activation(activation)),
-        queue,
+    given, options = _collect(
+        *(hidden_states, w1, w2, topk_weights, topk_ids, activation, swiglu_alpha, swiglu_limit, interleaved, w1_up),
+        *(w1_bias, w2_bias, apply_router_weight_on_input, input_quant, a1_scale, a2_scale, expert_map, out),
     )
-    return out
+    calls.run(_FUSED_MOE, given, options, queue)
+    return given[6]
 
 
 def explain(
-    hidden_states: Any,
-    w1: Any,
-    w2: Any,
-    topk_weights: Any,
-    topk_ids: Any,
-    *,
-    activation: str = "silu",
-    expert_map: Any = None,
-    queue: Any = None,
+    hidden_states: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any, *, queue: Any = None, **options: Any
 ) -> str:
     """Returns, as text, how ``fused_moe`` would run these arguments: device, kernels, tiles, launches and reasons.
 
     Compiles and runs nothing. Arguments as for ``fused_moe``; raises ``ArgumentError`` like it.
     """
-    hidden_states = tensors.adopt("hidden_states", hidden_states)
-    given = (hidden_states, w1, w2, topk_weights, topk_ids, expert_map, tensors.empty_like(hidden_states))
-    return calls.explain(_FUSED_MOE, given, _Options(arguments.check_activation(activation)), queue)
+    given, collected = _collect(hidden_states, w1, w2, topk_weights, topk_ids, **options)
+    return calls.explain(_FUSED_MOE, given, collected, queue)

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from jitmoe.errors import ArgumentError
-from jitmoe.problem import COMPUTE_DTYPES, INDEX_DTYPES, WEIGHT_DTYPES, Activation, DType, Layout, MoEProblem
+from jitmoe.formats import WHOLE, Encoding, InputQuant, WeightFormat, WeightQuant
+from jitmoe.problem import COMPUTE_DTYPES, INDEX_DTYPES, WEIGHT_DTYPES, Activation, DType, GateUp, Layout, MoEProblem
 from jitmoe.tensors import TensorInfo
 
 MAX_PAIRS = 2**31 - 1  # pair indices are int32 on the device
@@ -71,6 +74,19 @@ def _base_alignment(addresses: list[int]) -> int:
     return alignment
 
 
+class FusedMoEOptions(NamedTuple):
+    """What is not a tensor. A tuple, because it is built and hashed in every call."""
+
+    activation: Activation
+    swiglu_alpha: float = 1.702
+    swiglu_limit: float | None = None
+    interleaved: bool = False
+    router_weight_on_input: bool = False
+    input_quant: InputQuant | None = None
+    w1_format: WeightFormat | None = None
+    w2_format: WeightFormat | None = None
+
+
 def check_activation(activation: object) -> Activation:
     """Returns the activation of that name."""
     try:
@@ -80,14 +96,147 @@ def check_activation(activation: object) -> Activation:
         raise ArgumentError(argument="activation", got=repr(activation), expected=f"one of {names}") from None
 
 
+def check_input_quant(kind: object) -> InputQuant | None:
+    """Returns the input quantization of that name; None for None."""
+    if kind is None:
+        return None
+    try:
+        return InputQuant(kind)
+    except ValueError:
+        names = ", ".join(value.value for value in InputQuant)
+        raise ArgumentError(argument="input_quant", got=repr(kind), expected=f"None or one of {names}") from None
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Returns ``value`` if it is a bool."""
+    if not isinstance(value, bool):
+        raise ArgumentError(argument=name, got=repr(value), expected="True or False")
+    return value
+
+
+def check_number(name: str, value: object, *, positive: bool = False) -> float:
+    """Returns a finite number as float."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (positive and not value > 0):  # type: ignore[operator]
+        raise ArgumentError(argument=name, got=repr(value), expected="a positive number" if positive else "a number")
+    return float(value)  # type: ignore[arg-type]
+
+
+def check_no_order(form: WeightFormat) -> None:
+    """Refuses a k_order of w2: its order belongs into the rows of w1, which costs nothing at run time."""
+    if form.has_k_order:
+        raise ArgumentError(
+            argument="w2", got="weights with k_order", expected="none: jitmoe.load_gptq reorders w1's rows instead"
+        )
+
+
+def _weight_quant(name: str, tensors: Mapping[str, TensorInfo | None], form: WeightFormat | None) -> WeightQuant | None:
+    """Returns format and scale strides of quantized weights, whose shapes ``QuantizedTensor`` has checked."""
+    if form is None:
+        return None
+
+    def strides(which: str) -> tuple[int, int, int]:
+        info = tensors[f"{name}_{which}"]
+        assert info is not None
+        return tuple(0 if size == 1 else stride for size, stride in zip(info.shape, info.strides, strict=True))  # type: ignore[return-value]
+
+    return WeightQuant(form, *strides("scale"), *(strides("zero_point") if form.has_zero_point else (0, 0, 0)))
+
+
+def _bias_dtype(name: str, info: TensorInfo | None, shape: tuple[int, int], dtype: DType) -> DType | None:
+    if info is None:
+        return None
+    found = _dtype(name, info, tuple(dict.fromkeys((dtype, DType.FP32))))
+    if info.shape != shape:
+        raise ArgumentError(argument=name, got=f"shape {_shape(info)}", expected=f"{list(shape)}")
+    dense = (shape[1], 1)
+    if any(size > 1 and stride != wanted for size, stride, wanted in zip(shape, info.strides, dense, strict=True)):
+        raise ArgumentError(argument=name, got=f"strides {info.strides}", expected="a dense tensor")
+    return found
+
+
+def _input_scale_stride(name: str, info: TensorInfo | None, num_experts: int, quant: InputQuant | None) -> int | None:
+    if info is None:
+        return None
+    if quant is None:
+        raise ArgumentError(argument=name, got="a tensor", expected="None: without input_quant no input is quantized")
+    _dtype(name, info, (DType.FP32,))
+    count = math.prod(info.shape)
+    if count != 1 and info.shape != (num_experts,):
+        raise ArgumentError(
+            argument=name, got=f"shape {_shape(info)}", expected=f"one element, or one per expert: [{num_experts}]"
+        )
+    if count > 1 and info.strides != (1,):
+        raise ArgumentError(argument=name, got=f"strides {info.strides}", expected="a dense tensor")
+    return 0 if count == 1 else 1
+
+
+def input_block_k(options: FusedMoEOptions) -> int:
+    """Returns how many elements of K share an input scale: what the weights have, 0 for whole rows."""
+    quant = options.input_quant
+    if quant is None:
+        return 0
+    floats = (Encoding.E4M3, Encoding.E5M2)
+    for name, form in (("w1", options.w1_format), ("w2", options.w2_format)):
+        fits = form is not None and (
+            form.encoding is Encoding.INT8 and form.block_k == WHOLE
+            if quant is InputQuant.INT8
+            else form.encoding in floats
+        )
+        if not fits:
+            wanted = "int8 weights with one scale per row or more rows" if quant is InputQuant.INT8 else "FP8 weights"
+            raise ArgumentError(
+                argument=name,
+                got="plain weights" if form is None else f"weights {form}",
+                expected=f"{wanted}, because input_quant is {quant.value}",
+            )
+    assert options.w1_format is not None and options.w2_format is not None
+    if options.w1_format.block_k != options.w2_format.block_k:
+        raise ArgumentError(
+            argument="w2",
+            got=f"scales for {options.w2_format.block_k or 'all'} of K",
+            expected=f"{options.w1_format.block_k or 'all'}, like w1: both inputs are quantized in such blocks",
+        )
+    return options.w1_format.block_k
+
+
+def _gate_up(
+    w1: TensorInfo, w1_up: TensorInfo | None, rows: int, intermediate_size: int, options: FusedMoEOptions
+) -> GateUp | None:
+    """Returns where gate and up rows are, by w1's rows and w2's I; None if these do not go together."""
+    if w1_up is not None:
+        if options.interleaved:
+            raise ArgumentError(argument="interleaved", got="True", expected="False, because w1_up is given")
+        if options.w1_format is not None:
+            raise ArgumentError(argument="w1_up", got="a tensor", expected="None: quantized w1 holds both projections")
+        for what in ("shape", "strides"):
+            if getattr(w1_up, what) != getattr(w1, what):
+                raise ArgumentError(
+                    argument="w1_up", got=f"{what} {getattr(w1_up, what)}", expected=f"{getattr(w1, what)}, like w1"
+                )
+        return GateUp.SEPARATE if rows == intermediate_size else None
+    if rows == intermediate_size:
+        if options.interleaved:
+            raise ArgumentError(argument="interleaved", got="True", expected="False: w1 has no gate rows")
+        return GateUp.UNGATED
+    if rows != 2 * intermediate_size:
+        if rows % 2:
+            raise ArgumentError(
+                argument="w1", got=f"shape {_shape(w1)}", expected=f"[E, 2*I, H] with I = {intermediate_size}"
+            )
+        return None
+    return GateUp.INTERLEAVED if options.interleaved else GateUp.CONCATENATED
+
+
 def fused_moe_problem(
-    tensors: Mapping[str, TensorInfo | None], activation: Activation, *, look_at_addresses: bool
+    tensors: Mapping[str, TensorInfo | None], options: FusedMoEOptions, *, look_at_addresses: bool
 ) -> MoEProblem:
     """Checks the tensors of a ``fused_moe`` call against each other and returns what is asked.
 
     Args:
-        tensors: by argument name: hidden_states, w1, w2, topk_weights, topk_ids, expert_map (may be None), out.
-        activation: between the GEMMs.
+        tensors: the operation's tensors by name, None for those that are not given. Of quantized weights, ``w1`` and
+            ``w2`` are the codes.
+        options: everything else.
         look_at_addresses: whether the addresses' alignment is part of the problem (GPUs).
 
     Raises:
@@ -97,7 +246,7 @@ def fused_moe_problem(
     weights, ids, out = tensors["topk_weights"], tensors["topk_ids"], tensors["out"]
     assert x is not None and w1 is not None and w2 is not None
     assert weights is not None and ids is not None and out is not None
-    expert_map = tensors["expert_map"]
+    expert_map, w1_up = tensors["expert_map"], tensors.get("w1_up")
 
     _rank("hidden_states", x, "[M, H] or [B, S, H]", 2, 3)
     _rank("w1", w1, "[E, 2*I, H]", 3)
@@ -106,8 +255,10 @@ def fused_moe_problem(
     _rank("topk_weights", weights, "[M, k]", 2)
 
     dtype = _dtype("hidden_states", x, COMPUTE_DTYPES)
-    for name, info in (("w1", w1), ("w2", w2), ("out", out)):
-        _dtype(name, info, (dtype,))
+    _dtype("out", out, (dtype,))
+    for name, info, form in (("w1", w1, options.w1_format), ("w2", w2, options.w2_format), ("w1_up", w1_up, None)):
+        if info is not None and form is None:
+            _dtype(name, info, (dtype,))
     ids_dtype = _dtype("topk_ids", ids, INDEX_DTYPES)
     weights_dtype = _dtype("topk_weights", weights, WEIGHT_DTYPES)
 
@@ -119,19 +270,24 @@ def fused_moe_problem(
     for size in x.shape[:-1]:
         num_tokens *= size
     hidden_size = x.shape[-1]
-    num_experts, w1_rows, _ = w1.shape
-    intermediate_size = w1_rows // 2
+    w1_shape, w2_shape = _logical(w1, options.w1_format), _logical(w2, options.w2_format)
+    num_experts, w1_rows, _ = w1_shape
+    intermediate_size = w2_shape[2]
     if hidden_size == 0:
         raise ArgumentError(argument="hidden_states", got=f"shape {_shape(x)}", expected="H >= 1")
-    if num_experts == 0 or w1_rows == 0 or w1_rows % 2 or w1.shape[2] != hidden_size:
+    if num_experts == 0 or w1_rows == 0 or w1_shape[2] != hidden_size:
         raise ArgumentError(
-            argument="w1", got=f"shape {_shape(w1)}", expected=f"[E, 2*I, H] with E, I >= 1 and H = {hidden_size}"
+            argument="w1",
+            got=f"shape {list(w1_shape)}",
+            expected=f"[E, 2*I, H] (or [E, I, H] without a gate) with E, I >= 1 and H = {hidden_size}",
         )
-    if w2.shape != (num_experts, hidden_size, intermediate_size):
+    gate_up = _gate_up(w1, w1_up, w1_rows, intermediate_size, options)
+    if w2_shape != (num_experts, hidden_size, intermediate_size) or gate_up is None:
+        likely = w1_rows // 2 if w1_up is None else w1_rows
         raise ArgumentError(
             argument="w2",
-            got=f"shape {_shape(w2)}",
-            expected=f"[E, H, I] = [{num_experts}, {hidden_size}, {intermediate_size}]",
+            got=f"shape {list(w2_shape)}",
+            expected=f"[E, H, I] = [{num_experts}, {hidden_size}, {likely}] (or I = {w1_rows} without a gate)",
         )
     if ids.shape[0] != num_tokens or not 1 <= ids.shape[1] <= MAX_TOP_K:
         raise ArgumentError(
@@ -163,6 +319,8 @@ def fused_moe_problem(
         raise ArgumentError(argument="out", got=f"strides {out.strides}", expected="rows that do not overlap")
     w1_layout, w1_stride = _matrix_layout("w1", w1)
     w2_layout, w2_stride = _matrix_layout("w2", w2)
+    assert gate_up is not None
+    bias_rows = intermediate_size if gate_up is GateUp.UNGATED else 2 * intermediate_size
     return MoEProblem(
         num_tokens=num_tokens,
         hidden_size=hidden_size,
@@ -170,7 +328,7 @@ def fused_moe_problem(
         num_experts=num_experts,
         top_k=top_k,
         dtype=dtype,
-        activation=activation,
+        activation=options.activation,
         topk_ids_dtype=ids_dtype,
         topk_weights_dtype=weights_dtype,
         w1_layout=w1_layout,
@@ -184,5 +342,23 @@ def fused_moe_problem(
         w2_stride=w2_stride,
         topk_ids_row_stride=_row_stride("topk_ids", ids),
         topk_weights_row_stride=_row_stride("topk_weights", weights),
-        base_alignment=_base_alignment([t.address for t in (x, w1, w2, out)]) if look_at_addresses else 1,
+        base_alignment=_base_alignment([t.address for t in (x, w1, w2, out, w1_up) if t]) if look_at_addresses else 1,
+        gate_up=gate_up,
+        swiglu_alpha=options.swiglu_alpha,
+        swiglu_limit=options.swiglu_limit,
+        w1_bias_dtype=_bias_dtype("w1_bias", tensors.get("w1_bias"), (num_experts, bias_rows), dtype),
+        w2_bias_dtype=_bias_dtype("w2_bias", tensors.get("w2_bias"), (num_experts, hidden_size), dtype),
+        router_weight_on_input=options.router_weight_on_input,
+        w1_quant=_weight_quant("w1", tensors, options.w1_format),
+        w2_quant=_weight_quant("w2", tensors, options.w2_format),
+        input_quant=options.input_quant,
+        input_block_k=input_block_k(options),
+        a1_scale_stride=_input_scale_stride("a1_scale", tensors.get("a1_scale"), num_experts, options.input_quant),
+        a2_scale_stride=_input_scale_stride("a2_scale", tensors.get("a2_scale"), num_experts, options.input_quant),
     )
+
+
+def _logical(info: TensorInfo, form: WeightFormat | None) -> tuple[int, int, int]:
+    """Returns [E, N, K] of weights, unpacked."""
+    experts, n, k = info.shape
+    return experts, n, k if form is None else k * 8 // form.bits

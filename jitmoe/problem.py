@@ -74,6 +74,11 @@ class GateUp(str, Enum):
     SEPARATE = "separate"  # two tensors [E, I, H] with equal strides: w1 and w1_up
     UNGATED = "ungated"  # [E, I, H], no up rows
 
+    def rows(self, intermediate_size: int) -> int:
+        """Returns the rows of one expert's matrix in w1."""
+        one = self in (GateUp.SEPARATE, GateUp.UNGATED)
+        return intermediate_size if one else 2 * intermediate_size
+
 
 FUSED_MOE = Operation(
     name="fused_moe",
@@ -137,8 +142,7 @@ class MoEProblem:
     @property
     def w1_rows(self) -> int:
         """Rows of one expert's first matrix (of each of the two, if separate)."""
-        one = self.gate_up in (GateUp.SEPARATE, GateUp.UNGATED)
-        return self.intermediate_size if one else 2 * self.intermediate_size
+        return self.gate_up.rows(self.intermediate_size)
 
     @property
     def is_empty(self) -> bool:
@@ -153,7 +157,7 @@ class MoEProblem:
         self, *, num_tokens: int, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int
     ) -> MoEProblem:
         """Returns the same kind of problem with other sizes and densely packed tensors."""
-        w1_n, w2_n = self.w1_rows, hidden_size
+        w1_n, w2_n = self.gate_up.rows(intermediate_size), hidden_size
 
         def stride(n: int, k: int, layout: Layout, quant: WeightQuant | None) -> int:
             if quant is not None:
