@@ -20,6 +20,7 @@
 // Numerics: fp32 accumulation; routing weight applied in fp32; rounded once to dtype.
 #pragma once
 
+#include <jitmoe/cpu/combine.hpp>
 #include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/cpu/tiles.hpp>
@@ -63,38 +64,6 @@ struct Scratch {
   uint32 staged[8 * kPanelUnits];
   FewPairs few;
 };
-
-// sums[t] += weight[t] * tile[.][t] for one block in the lanes form: tile [columns][padded], transposed in registers.
-// Columns past `columns` are junk that nobody reads.
-template <class S>
-inline void add_transposed(const float* tile, int padded, int columns, const int32* tokens, const float* weights,
-                           int num_tokens, float* sums, int h_block) {
-  for (int t0 = 0; t0 < num_tokens; t0 += S::lanes)
-    for (int n0 = 0; n0 < columns; n0 += S::lanes) {
-      typename S::units square[S::lanes];
-#pragma unroll
-      for (int n = 0; n < S::lanes; ++n) square[n] = load<typename S::units>(tile + (n0 + n) * padded + t0);
-      transpose<S::lanes>(square);
-#pragma clang loop unroll(disable)
-      for (int t = 0; t < S::lanes && t0 + t < num_tokens; ++t) {
-        float* sum = sums + int64(tokens[t0 + t]) * h_block + n0;
-        store(sum, multiply_add<S::isa, S::lanes>(bit_cast<typename S::floats>(square[t]),
-                                                  typename S::floats(weights[t0 + t]), load<typename S::floats>(sum)));
-      }
-    }
-}
-
-// The same for a tile [tokens][h_block].
-template <class S>
-inline void add_rows(const float* tile, int columns, const int32* tokens, const float* weights, int num_tokens,
-                     float* sums, int h_block) {
-  for (int t = 0; t < num_tokens; ++t)
-    for (int n = 0; n < columns; n += S::lanes) {
-      float* sum = sums + int64(tokens[t]) * h_block + n;
-      store(sum, multiply_add<S::isa, S::lanes>(load<typename S::floats>(tile + t * h_block + n),
-                                                typename S::floats(weights[t]), load<typename S::floats>(sum)));
-    }
-}
 
 }  // namespace down
 
@@ -171,16 +140,8 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
     }
   }
 
-  // Store.
-  auto* out = static_cast<element*>(args.out) + h0;
-  for (int64 t = 0; t < args.num_tokens; ++t) {
-    const float* sum = sums + t * args.h_block;
-    element* row = out + t * args.out_row_stride;
-    int n = 0;
-    for (; n + S::lanes <= columns; n += S::lanes)
-      store_floats<Config::dtype, S::lanes>(row + n, load<typename S::floats>(sum + n));
-    for (; n < columns; ++n) row[n] = from_float<Config::dtype>(sum[n]);
-  }
+  store_sums<S>(sums, args.h_block, args.num_tokens, columns, static_cast<element*>(args.out) + h0,
+                args.out_row_stride);
 }
 
 }  // namespace jitmoe::kernel

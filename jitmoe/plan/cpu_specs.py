@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""The kernel families for CPU devices: fields that become ``Config`` constants, and arguments in the kernels' order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jitmoe.device import CpuIsa
+from jitmoe.problem import Activation, DType, Layout
+from jitmoe.spec import Argument, KernelSpec, arguments
+
+_ROUTING = "int32 num_tokens, int32 top_k, int32 num_experts, int32 num_global_experts,"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSerialSpec(KernelSpec):
+    """Stable counting sort of the (token, slot) pairs by expert."""
+
+    KERNEL: ClassVar[str] = "route_serial"
+    WORK_GROUP_SIZE: ClassVar[int] = 1
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        "in topk_ids, in expert_map, out cursors, out sorted_pairs, out groups,"
+        + _ROUTING
+        + "int64 topk_ids_row_stride"
+    )
+
+    ids_dtype: DType
+    has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuGateUpSpec(KernelSpec):
+    """First GEMM and activation."""
+
+    KERNEL: ClassVar[str] = "cpu_gate_up"
+    WORK_GROUP_SIZE: ClassVar[int] = 1
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        "in hidden_states, in w1, in topk_ids, in expert_map, in sorted_pairs, in groups, out inter,"
+        + _ROUTING
+        + "int32 hidden_size, int32 intermediate_size, int32 n_block, int32 num_ranges,"
+        "int64 x_row_stride, int64 w1_expert_stride, int64 w1_stride, int64 topk_ids_row_stride"
+    )
+
+    isa: CpuIsa
+    dtype: DType
+    w1_layout: Layout
+    w2_layout: Layout  # decides how the intermediate is laid out
+    activation: Activation
+    few_pairs: bool  # at most FEW_PAIRS: finds the routing itself, and needs no code for many tokens per expert
+    ids_dtype: DType  # looked at if few_pairs, like has_expert_map
+    has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuDownSpec(KernelSpec):
+    """Second GEMM, routing weights and the sum over experts."""
+
+    KERNEL: ClassVar[str] = "cpu_down"
+    WORK_GROUP_SIZE: ClassVar[int] = 1
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        "in inter, in w2, in topk_weights, in topk_ids, in expert_map, in sorted_pairs, in groups, out sums, out out,"
+        + _ROUTING
+        + "int32 hidden_size, int32 intermediate_size, int32 h_block,"
+        "int64 w2_expert_stride, int64 w2_stride, int64 topk_ids_row_stride, int64 topk_weights_row_stride,"
+        "int64 out_row_stride"
+    )
+
+    isa: CpuIsa
+    dtype: DType
+    w2_layout: Layout
+    weights_dtype: DType
+    few_pairs: bool
+    ids_dtype: DType
+    has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuAmxGateUpSpec(KernelSpec):
+    """First GEMM and activation with AMX tiles, bf16."""
+
+    KERNEL: ClassVar[str] = "cpu_amx_gate_up"
+    WORK_GROUP_SIZE: ClassVar[int] = 1
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        "in hidden_states, in w1, in topk_ids, in expert_map, in sorted_pairs, in groups, out panels, out inter,"
+        + _ROUTING
+        + "int32 hidden_size, int32 intermediate_size, int32 num_items, int32 block_tokens,"
+        "int64 x_row_stride, int64 w1_expert_stride, int64 w1_stride, int64 topk_ids_row_stride"
+    )
+
+    w1_layout: Layout
+    activation: Activation
+    few_pairs: bool
+    ids_dtype: DType
+    has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuAmxDownSpec(KernelSpec):
+    """Second GEMM, routing weights and the sum over experts with AMX tiles, bf16."""
+
+    KERNEL: ClassVar[str] = "cpu_amx_down"
+    WORK_GROUP_SIZE: ClassVar[int] = 1
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownSpec.ARGUMENTS
+
+    w2_layout: Layout
+    weights_dtype: DType
+    few_pairs: bool
+    ids_dtype: DType
+    has_expert_map: bool

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+// The tile instructions of AMX (Intel SDM volume 1, chapter 18), with a fixed use of the eight tile registers:
+//
+//   tmm0 .. tmm3   sums, fp32: weights a x tokens b is tmm(2 a + b), [16 weight rows][16 tokens]
+//   tmm4, tmm5     weights a = 0, 1: 16 rows of 32 bf16, any row stride, any alignment: rows of a tensor as they are
+//   tmm6, tmm7     tokens b = 0, 1: 16 units of 16 tokens, 1 KiB, dense (a unit is a pair of bf16, simd.hpp)
+//
+// tdpbf16ps adds to sum[n][t] the products w[n][k] * x[k][t] of 32 k. The compiler uses no tile registers, so they keep
+// their values from one statement to the next. Linux lets a process use them only after it has asked
+// (runtime/cpu.py); without that the first instruction here ends the process.
+#pragma once
+
+#include <jitmoe/common/types.hpp>
+
+namespace jitmoe::cpu::amx {
+
+constexpr int kRows = 16;                  // of a tile
+constexpr int kTokens = 16;                // columns of a sum tile
+constexpr int kStep = 32;                  // elements of K in a tile row
+constexpr int kTileFloats = kRows * kTokens;
+constexpr int kTokenTileUnits = 16 * 16;   // dwords of a token tile
+
+// What ldtilecfg reads: palette 1, eight tiles of 16 rows of 64 bytes.
+struct Shapes {
+  uint8 palette = 1, start_row = 0, reserved[14] = {};
+  uint16 row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8 rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(Shapes) == 64, "ldtilecfg reads 64 bytes");
+
+// Sets this thread's tile shapes. Pair: release.
+inline void configure() {
+#ifdef __SYCL_DEVICE_ONLY__
+  const Shapes shapes;
+  asm volatile("ldtilecfg (%0)" : : "r"(&shapes) : "memory");
+#endif
+}
+
+// Gives the tile state back: threads that keep it pay for it at every context switch.
+inline void release() {
+#ifdef __SYCL_DEVICE_ONLY__
+  asm volatile("tilerelease" : : : "memory");
+#endif
+}
+
+// Sums of two weight tiles and num_b token tiles = 0.
+template <int num_b> inline void zero_sums() {
+#ifdef __SYCL_DEVICE_ONLY__
+  asm volatile("tilezero %%tmm0\n\ttilezero %%tmm2" : : : "memory");
+  if constexpr (num_b == 2) asm volatile("tilezero %%tmm1\n\ttilezero %%tmm3" : : : "memory");
+#endif
+}
+
+// Sums from and to sums[token tile b][weight tile a][16][16].
+template <int num_b> inline void load_sums(const float* sums) {
+#ifdef __SYCL_DEVICE_ONLY__
+  asm volatile("tileloadd (%0,%2,1), %%tmm0\n\ttileloadd (%1,%2,1), %%tmm2"
+               : : "r"(sums), "r"(sums + kTileFloats), "r"(int64(64)) : "memory");
+  if constexpr (num_b == 2)
+    asm volatile("tileloadd (%0,%2,1), %%tmm1\n\ttileloadd (%1,%2,1), %%tmm3"
+                 : : "r"(sums + 2 * kTileFloats), "r"(sums + 3 * kTileFloats), "r"(int64(64)) : "memory");
+#else
+  (void)sums;
+#endif
+}
+template <int num_b> inline void store_sums(float* sums) {
+#ifdef __SYCL_DEVICE_ONLY__
+  asm volatile("tilestored %%tmm0, (%0,%2,1)\n\ttilestored %%tmm2, (%1,%2,1)"
+               : : "r"(sums), "r"(sums + kTileFloats), "r"(int64(64)) : "memory");
+  if constexpr (num_b == 2)
+    asm volatile("tilestored %%tmm1, (%0,%2,1)\n\ttilestored %%tmm3, (%1,%2,1)"
+                 : : "r"(sums + 2 * kTileFloats), "r"(sums + 3 * kTileFloats), "r"(int64(64)) : "memory");
+#else
+  (void)sums;
+#endif
+}
+
+// sums += two weight tiles times num_b token tiles, 32 elements of K.
+template <int num_b>
+inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, const uint32* x0, const uint32* x1) {
+#ifdef __SYCL_DEVICE_ONLY__
+  if constexpr (num_b == 2)
+    asm volatile(
+        "tileloadd (%2,%5,1), %%tmm6\n\t"
+        "tileloadd (%0,%4,1), %%tmm4\n\t"
+        "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n\t"
+        "tileloadd (%3,%5,1), %%tmm7\n\t"
+        "tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n\t"
+        "tileloadd (%1,%4,1), %%tmm5\n\t"
+        "tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n\t"
+        "tdpbf16ps %%tmm7, %%tmm5, %%tmm3"
+        : : "r"(w0), "r"(w1), "r"(x0), "r"(x1), "r"(w_stride_bytes), "r"(int64(64)) : "memory");
+  else
+    asm volatile(
+        "tileloadd (%2,%4,1), %%tmm6\n\t"
+        "tileloadd (%0,%3,1), %%tmm4\n\t"
+        "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n\t"
+        "tileloadd (%1,%3,1), %%tmm5\n\t"
+        "tdpbf16ps %%tmm6, %%tmm5, %%tmm2"
+        : : "r"(w0), "r"(w1), "r"(x0), "r"(w_stride_bytes), "r"(int64(64)) : "memory");
+#else
+  (void)w0, (void)w1, (void)w_stride_bytes, (void)x0, (void)x1;
+#endif
+}
+
+}  // namespace jitmoe::cpu::amx

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+// tiles form: C = W X^T for two groups of 16 weight rows and any number of tokens, with AMX.
+//
+//   W   16 + 16 rows of K elements; read where they are if they are bf16 [N][K], else staged: `stage` writes a piece
+//       of them as bf16 [2][16][kStagedK] to a small buffer. So a weight format is one staging function.
+//   X   token tiles [K / 32][16 units][16 tokens], `tile_units` dwords apart, zero past K
+//   C   sums[token tile][2][16 rows][16 tokens], fp32
+//
+// Weights come from memory in pieces of 32 rows x kPieceK elements. While one is multiplied the next is asked for,
+// evenly spread over the multiplications, so that memory never waits.
+//
+// Letters: n weight row, t token, k element of K.
+#pragma once
+
+#include <jitmoe/cpu/amx.hpp>
+#include <jitmoe/cpu/simd.hpp>
+#include <jitmoe/cpu/tiles.hpp>
+
+namespace jitmoe::cpu {
+
+constexpr int kMaxTiles = 16;     // token tiles of one call; plan/cpu.py names the same number
+constexpr int64 kPieceK = 2048;   // 4 KiB per row: long enough for the memory, short enough for the L2 cache
+constexpr int64 kSharedK = 256;   // several passes over weights: 16 KiB of them stay in the L1 cache
+constexpr int64 kStagedK = 512;   // 32 KiB of staged weights
+
+// Two groups of 16 weight rows of one expert. Rows past num_rows do not exist and count as zero.
+template <class Element> struct WeightRows {
+  const Element* first[2];
+  int num_rows[2];
+  int64 stride;  // elements between two rows (nk), or between two k (kn)
+};
+
+// Cache lines that will be needed, asked for a few at a time: `rows` rows of `row_bytes` in two groups.
+struct Lines {
+  const uint8* group[2] = {};
+  int64 row_bytes = 0;
+  int64 stride_bytes = 0;
+  int64 column = 0;
+  int rows = 0;
+
+  // Asks for the next `count` lines of each group.
+  void fetch(int count) {
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < count && rows > 0; ++i) {
+      prefetch(group[0] + column);
+      prefetch(group[1] + column);
+      column += 64;
+      if (column >= row_bytes) {
+        column = 0;
+        group[0] += stride_bytes;
+        group[1] += stride_bytes;
+        --rows;
+      }
+    }
+  }
+};
+
+// How bf16 weights become tiles. A format is such a struct; one that is never `in_place` only stages.
+//   stage   writes elements [k0, k0 + num_k) of W's rows as staged[2][16][kStagedK], zero where there are none
+//   lines   the cache lines of elements [k0, k0 + num_k)
+template <class S, Layout layout> struct TileWeights;
+
+// [N][K]: tiles read the rows where they are; staged are only the ends of rows and groups of fewer than 16.
+template <class S> struct TileWeights<S, Layout::nk> {
+  using Rows = WeightRows<uint16>;
+  static constexpr bool in_place = true;
+
+  static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged) {
+    const int64 left = k - k0 < num_k ? k - k0 : num_k;
+    for (int a = 0; a < 2; ++a)
+      for (int n = 0; n < amx::kRows; ++n)
+        copy_tail(w.first[a] + n * w.stride + k0, n < w.num_rows[a] ? left : 0,
+                  staged + (a * amx::kRows + n) * kStagedK, int(num_k));
+  }
+  static Lines lines(const Rows& w, int64 k0, int64 num_k) {
+    return {{(const uint8*)(w.first[0] + k0), (const uint8*)(w.first[1] + k0)}, 2 * num_k, 2 * w.stride, 0, amx::kRows};
+  }
+};
+
+// [K][N]: pairs of k are interleaved and transposed in registers.
+template <class S> struct TileWeights<S, Layout::kn> {
+  using Rows = WeightRows<uint16>;
+  static constexpr bool in_place = false;
+
+  static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged) {
+    uint16 copy[2][S::lanes];
+    for (int a = 0; a < 2; ++a)
+      for (int64 u0 = 0; u0 < num_k / 2; u0 += S::lanes) {
+        typename S::units square[S::lanes];
+#pragma clang loop unroll(disable)
+        for (int u = 0; u < S::lanes; ++u)
+          square[u] = load_columns<S>(w.first[a], w.stride, k0 / 2 + u0 + u, k, 0, w.num_rows[a], copy);
+        transpose<S::lanes>(square);
+#pragma unroll
+        for (int n = 0; n < S::lanes; ++n) store(staged + (a * amx::kRows + n) * kStagedK + 2 * u0, square[n]);
+      }
+  }
+  static Lines lines(const Rows& w, int64 k0, int64 num_k) {
+    const uint16* const rows[2] = {w.first[0] + k0 * w.stride, w.first[1] + k0 * w.stride};
+    return {{(const uint8*)rows[0], (const uint8*)rows[1]}, 2 * amx::kRows, 2 * w.stride, 0, int(num_k)};
+  }
+};
+
+// C = W X^T, see above. `next` are the rows that are needed after these, if any.
+template <class W>
+[[gnu::noinline]] void amx_form(const typename W::Rows& w, const typename W::Rows* next, const uint32* x,
+                                int64 tile_units, int num_tiles, int64 k, float* sums, uint16* staged) {
+  const bool in_place = W::in_place && w.num_rows[0] == amx::kRows && w.num_rows[1] == amx::kRows;
+  const int64 passes = ceil_div(num_tiles, 2);
+  const int64 most = in_place ? (passes > 1 ? kSharedK : kPieceK) : kStagedK;
+  Lines lines;
+  int lines_per_step = 0;
+  int64 piece_end = 0;
+  for (int64 k0 = 0; k0 < k;) {
+    if (k0 == piece_end) {  // from here on the next piece is asked for
+      piece_end = k0 + kPieceK < k ? k0 + kPieceK : k;
+      const int64 steps = ceil_div(piece_end - k0, amx::kStep);
+      if (piece_end < k) lines = W::lines(w, piece_end, k - piece_end < kPieceK ? k - piece_end : kPieceK);
+      else if (next != nullptr) lines = W::lines(*next, 0, k < kPieceK ? k : kPieceK);
+      else lines = {};
+      lines_per_step = int(ceil_div(lines.rows * ceil_div(lines.row_bytes, 64), steps * passes));
+    }
+    const int64 num_k = piece_end - k0 < most ? piece_end - k0 : most;
+    const int64 direct_k = in_place ? num_k / amx::kStep * amx::kStep : 0;
+    const int64 staged_k = align_up(num_k - direct_k, amx::kStep);
+    if (staged_k != 0) W::stage(w, k0 + direct_k, staged_k, k, staged);
+    const auto pass = [&](auto tiles, int t) {
+      constexpr int num_b = decltype(tiles)::value;
+      const uint32* tokens[2];
+      tokens[0] = x + t * tile_units + k0 * (amx::kTokens / 2);
+      tokens[1] = tokens[0] + tile_units;
+      float* const at = sums + t * 2 * amx::kTileFloats;
+      if (k0 == 0) amx::zero_sums<num_b>();
+      else amx::load_sums<num_b>(at);
+      const auto run = [&](const uint16* w0, const uint16* w1, int64 stride, int64 from, int64 steps) {
+        const auto* a0 = (const uint8*)w0;
+        const auto* a1 = (const uint8*)w1;
+        const uint32* b0 = tokens[0] + from * (amx::kTokens / 2);
+        const uint32* b1 = tokens[1] + from * (amx::kTokens / 2);
+#pragma clang loop unroll(disable)
+        for (int64 step = 0; step < steps; ++step) {
+          amx::multiply<num_b>(a0, a1, 2 * stride, b0, b1);
+          lines.fetch(lines_per_step);
+          a0 += 2 * amx::kStep, a1 += 2 * amx::kStep;
+          b0 += amx::kTokenTileUnits, b1 += amx::kTokenTileUnits;
+        }
+      };
+      if constexpr (W::in_place)
+        run(w.first[0] + k0, w.first[1] + k0, w.stride, 0, direct_k / amx::kStep);
+      run(staged, staged + amx::kRows * kStagedK, kStagedK, direct_k, staged_k / amx::kStep);
+      amx::store_sums<num_b>(at);
+    };
+    int t = 0;
+    for (; t + 1 < num_tiles; t += 2) pass(Int<2>{}, t);
+    if (t < num_tiles) pass(Int<1>{}, t);
+    k0 += num_k;
+  }
+}
+
+}  // namespace jitmoe::cpu

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+// Second GEMM of the MoE layer with routing weights and the sum over experts, on CPUs with AMX:
+//
+//   out[t][h] = round(sum over pairs p of token t, by expert: topk_weights[p] * sum_i inter[p][i] * w2[e(p)][h][i])
+//
+// A work-item owns a range of columns h for all tokens and walks over all groups in the routing's order, as in
+// cpu_down.hpp and for the same reasons.
+//
+// | tensor        | shape                   | dtype         | layout, owner
+// | inter         | [slots / 16][I / 2][16] | bf16 pairs    | workspace, from cpu_amx_gate_up
+// | w2            | [E][H][I]               | bf16          | expert stride, w2_stride between rows (nk) or columns (kn)
+// | topk_weights  | [M][k]                  | weights_dtype | row stride topk_weights_row_stride; caller's
+// | topk_ids, expert_map                    |               | read if few_pairs; caller's
+// | sorted_pairs, groups                    |               | read otherwise; workspace, from route_serial
+// | sums          | [ranges][M][h_block]    | fp32          | workspace, a work-item's own columns
+// | out           | [M][H]                  | bf16          | row stride out_row_stride; caller's, may be hidden_states
+//
+// nd_range: (ranges of h_block columns), work-groups of 1 work-item. Local memory: the sums of 32 columns, staged weights.
+// Numerics: fp32 accumulation; routing weight applied in fp32; rounded once to bf16.
+#pragma once
+
+#include <jitmoe/cpu/amx_form.hpp>
+#include <jitmoe/cpu/combine.hpp>
+#include <jitmoe/cpu/routing.hpp>
+#include <jitmoe/cpu/scratch.hpp>
+#include <jitmoe/entry.hpp>
+
+namespace jitmoe::kernel {
+
+struct CpuAmxDownArgs {
+  const void* inter;
+  const void* w2;
+  const void* topk_weights;
+  const void* topk_ids;
+  const void* expert_map;
+  const void* sorted_pairs;
+  const void* groups;
+  void* sums;
+  void* out;
+  int32 num_tokens;
+  int32 top_k;
+  int32 num_experts;
+  int32 num_global_experts;
+  int32 hidden_size;
+  int32 intermediate_size;
+  int32 h_block;  // columns of one range: a multiple of 32
+  int64 w2_expert_stride;
+  int64 w2_stride;
+  int64 topk_ids_row_stride;
+  int64 topk_weights_row_stride;
+  int64 out_row_stride;
+};
+
+namespace amx_down {
+
+using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
+
+using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
+
+constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
+
+struct Scratch {
+  float sums[kMaxTiles * 2 * amx::kTileFloats];
+  uint16 staged[2 * amx::kRows * kStagedK];
+  FewPairs few;
+};
+
+}  // namespace amx_down
+
+template <class Config> inline void cpu_amx_down(const CpuAmxDownArgs& args) {
+  using namespace amx_down;
+  using W = TileWeights<S, Config::w2_layout>;
+  auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
+
+  // Indices.
+  const int32 range = int32(nd_item<1>().get_group(0));
+  const int32 h0 = range * args.h_block;
+  const int32 left = args.hidden_size - h0;
+  const int32 columns = left < args.h_block ? left : args.h_block;
+  const int64 inner = args.intermediate_size;
+  const Routing routing = find_routing<Config>(
+      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
+       args.topk_ids_row_stride},
+      args.sorted_pairs, args.groups, s->few);
+
+  // Tensors.
+  const int64 inter_units = align_up(ceil_div(inner, 2), 16);
+  const auto* topk_weights = static_cast<const element_t<Config::weights_dtype>*>(args.topk_weights);
+  auto* sums = static_cast<float*>(args.sums) + int64(range) * args.num_tokens * args.h_block;
+  const int64 num_sums = int64(args.num_tokens) * args.h_block;
+  for (int64 i = 0; i < num_sums; i += S::lanes) store(sums + i, S::floats(0.0f));
+  const auto rows_of = [&](int32 expert, int32 n) {
+    const int64 to_row = Config::w2_layout == Layout::nk ? args.w2_stride : 1;
+    const auto* w = static_cast<const uint16*>(args.w2) + expert * args.w2_expert_stride + (h0 + n) * to_row;
+    typename W::Rows rows{{w, w + amx::kRows * to_row}, {}, args.w2_stride};
+    for (int a = 0; a < 2; ++a) {
+      const int there = columns - n - a * amx::kRows;
+      rows.num_rows[a] = there < 0 ? 0 : there < amx::kRows ? there : amx::kRows;
+    }
+    return rows;
+  };
+
+  amx::configure();
+  if (routing.num_groups > 0)
+    W::lines(rows_of(routing.groups[0].expert, 0), 0, inner < kPieceK ? inner : kPieceK).fetch(1 << 30);
+  for (int32 group_idx = 0; group_idx < routing.num_groups; ++group_idx) {
+    const Group group = routing.groups[group_idx];
+    for (int32 done = 0; done < group.tokens; done += kBlockTokens) {
+      const int num_tokens = group.tokens - done < kBlockTokens ? group.tokens - done : kBlockTokens;
+      const int num_tiles = int(ceil_div(num_tokens, amx::kTokens));
+      const int32* pairs = routing.pairs + group.first + done;
+      const auto* tiles = static_cast<const uint32*>(args.inter) + (group.slot + done) * inter_units;
+      int32 tokens[kBlockTokens];
+      float weights[kBlockTokens];
+      for (int t = 0; t < num_tokens; ++t) {
+        tokens[t] = pairs[t] / args.top_k;
+        weights[t] = to_float<Config::weights_dtype>(
+            topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
+      }
+      for (int32 n = 0; n < columns; n += 2 * amx::kRows) {
+        // GEMM.
+        const bool more_blocks = done + num_tokens < group.tokens;
+        typename W::Rows next;
+        bool has_next = true;
+        if (n + 2 * amx::kRows < columns) next = rows_of(group.expert, n + 2 * amx::kRows);
+        else if (more_blocks) next = rows_of(group.expert, 0);
+        else if (group_idx + 1 < routing.num_groups) next = rows_of(routing.groups[group_idx + 1].expert, 0);
+        else has_next = false;
+        amx_form<W>(rows_of(group.expert, n), has_next ? &next : nullptr, tiles, inter_units * amx::kTokens, num_tiles,
+                    inner, s->sums, s->staged);
+        // Epilogue.
+        for (int tile = 0; tile < num_tiles; ++tile) {
+          const int t0 = tile * amx::kTokens;
+          add_transposed<S>(s->sums + tile * 2 * amx::kTileFloats, amx::kTokens, 2 * amx::kRows, tokens + t0,
+                            weights + t0, num_tokens - t0 < amx::kTokens ? num_tokens - t0 : amx::kTokens, sums + n,
+                            args.h_block);
+        }
+      }
+    }
+  }
+  amx::release();
+
+  store_sums<S>(sums, args.h_block, args.num_tokens, columns, static_cast<uint16*>(args.out) + h0, args.out_row_stride);
+}
+
+}  // namespace jitmoe::kernel
