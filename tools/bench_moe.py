@@ -11,9 +11,12 @@ peak of the dot product), both measured by kernels of jitmoe in the same run; on
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import importlib
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -41,6 +44,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TOLERANCES = {"bf16": 1e-2, "fp16": 2e-3, "fp32": 1e-5}
 CHECKED_TOKENS = 8  # rows compared with float64: the reference takes seconds for all of them
 ZIPF_EXPONENT = 1.0
+SETTLE_SECONDS = 0.01  # torch's OpenMP threads spin for some milliseconds after an operation before they sleep
 
 
 # peers
@@ -129,6 +133,8 @@ class ProbeRead(KernelSpec):
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments("in data, out out, int64 bytes")
 
     isa: CpuIsa
+    streams: int
+    prefetch_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,22 +149,55 @@ class ProbeDot(KernelSpec):
     dtype: DType
 
 
+_TARGETS = {CpuIsa.AVX512: "skx", CpuIsa.AVX2: "core-avx2", CpuIsa.GENERIC: "corei7"}
+
+
+def use_isa(name: str | None) -> CpuIsa:
+    """Makes the CPU device one of this instruction set, or leaves it what it is; returns its instruction set.
+
+    To be called before the runtime has started: its code generator is told once.
+    """
+    wanted = CpuIsa(name) if name else None
+    if wanted in _TARGETS:
+        os.environ[cpu.TARGET_VARIABLE] = _TARGETS[wanted]
+    stream = stream_of(cpu.default_queue().addressof_ref())
+    best = stream.device.cpu_isa or CpuIsa.GENERIC
+    if wanted is None:
+        return best
+    order = list(CpuIsa)
+    if order.index(wanted) > order.index(best):
+        raise SystemExit(f"--isa {wanted.value}: this CPU has {best.value}")
+    stream.device = dataclasses.replace(stream.device, cpu_isa=wanted)
+    return wanted
+
+
 class Limits:
     """Read bandwidth (bytes/s) and dot-product peak (operations/s) of the CPU, measured when asked for."""
 
-    READ_GROUPS, READ_BYTES = 2048, 256 << 10
-    DOT_GROUPS, DOT_STEPS, DOT_CHAINS = 64, 20000, 12  # kChains in cpu_probe_dot.hpp
+    READ_GROUPS, READ_BYTES = 128, 4 << 20
+    READ_WAYS = ((1, 0), (4, 0), (16, 0), (4, 1024))  # (streams, bytes asked for ahead)
+    DOT_GROUPS = 64
+    # Of one step of cpu_probe_dot.hpp: 12 registers, or 4 products of tiles (16 x 16 x 32).
+    DOT_STEPS, DOT_CHAINS = 20000, 12
+    TILE_STEPS, TILE_OPERATIONS = 40000, 4 * 2 * 16 * 16 * 32
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, isa: CpuIsa) -> None:
         self._stream = stream_of(cpu.default_queue().addressof_ref())
-        isa = self._stream.device.cpu_isa or CpuIsa.GENERIC
         self._data = torch.ones(self.READ_GROUPS * self.READ_BYTES // 4, dtype=torch.int32)
         self._out = torch.empty(self.READ_GROUPS, dtype=torch.int32)
-        self._read = self._bind(ProbeRead(isa=isa), self.READ_GROUPS, bytes=self.READ_BYTES)
-        self._dot = self._bind(ProbeDot(isa=isa, dtype=DType(dtype)), self.DOT_GROUPS, steps=self.DOT_STEPS)
+        self._reads = [
+            self._bind(
+                ProbeRead(isa=isa, streams=streams, prefetch_bytes=ahead), self.READ_GROUPS, bytes=self.READ_BYTES
+            )
+            for streams, ahead in self.READ_WAYS
+        ]
+        with_tiles = dtype == "bf16" and isa is CpuIsa.AMX_BF16
+        steps = self.TILE_STEPS if with_tiles else self.DOT_STEPS
+        self._dot = self._bind(ProbeDot(isa=isa, dtype=DType(dtype)), self.DOT_GROUPS, steps=steps)
         lanes = {CpuIsa.GENERIC: 4, CpuIsa.AVX2: 8}.get(isa, 16)
-        pairs = 2 if dtype == "bf16" and isa in (CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16) else 1
-        self._operations = self.DOT_GROUPS * self.DOT_STEPS * self.DOT_CHAINS * lanes * pairs * 2
+        pairs = 2 if dtype == "bf16" and isa is CpuIsa.AVX512_BF16 else 1
+        per_step = self.TILE_OPERATIONS if with_tiles else self.DOT_CHAINS * lanes * pairs * 2
+        self._operations = self.DOT_GROUPS * steps * per_step
 
     def _bind(self, spec: KernelSpec, groups: int, **scalars: int) -> BoundPlan:
         entry = pipeline.default().build([spec], self._stream.device)[spec]
@@ -173,8 +212,9 @@ class Limits:
         self._stream.wait()
         return time.perf_counter() - started
 
-    def read_seconds_per_byte(self) -> float:
-        return self._seconds(self._read) / (self.READ_GROUPS * self.READ_BYTES)
+    def read_seconds_per_byte(self) -> list[float]:
+        """Of each way to read."""
+        return [self._seconds(read) / (self.READ_GROUPS * self.READ_BYTES) for read in self._reads]
 
     def dot_seconds_per_operation(self) -> float:
         return self._seconds(self._dot) / self._operations
@@ -197,33 +237,42 @@ def route(routing: str, m: int, e: int, k: int, generator: torch.Generator) -> t
     return torch.softmax(torch.randn(m, k, generator=generator), -1), ids
 
 
-def measure(calls: dict[str, Call], limits: Limits | None, seconds: float, gap: float) -> dict[str, list[float]]:
+def measure(
+    calls: dict[str, Call], limits: Limits | None, seconds: float, before: Callable[[], object]
+) -> tuple[dict[str, float], float, float]:
     """Times all calls in turn, and the limits, until about ``seconds`` have passed (3 rounds at least).
 
-    ``gap`` seconds of sleep before each call let the threads of the call before it, which wait in a spinning loop for
-    more work, give their cores back.
+    Returns:
+        (median seconds of each call, seconds per byte read, seconds per operation), the latter two 0 without limits
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    if limits is not None:
-        times |= {"read": [], "dot": []}
+    reads: list[list[float]] = []
+    dots: list[float] = []
     ends = time.perf_counter() + seconds
     while len(next(iter(times.values()))) < 3 or time.perf_counter() < ends:
         for name, call in calls.items():
-            time.sleep(gap)
+            before()
             started = time.perf_counter()
             call()
             if torch.xpu.is_available():
                 torch.xpu.synchronize()
             times[name].append(time.perf_counter() - started)
         if limits is not None:
-            time.sleep(gap)
-            times["read"].append(limits.read_seconds_per_byte())
-            times["dot"].append(limits.dot_seconds_per_operation())
-    return times
+            time.sleep(SETTLE_SECONDS)
+            reads.append(limits.read_seconds_per_byte())
+            dots.append(limits.dot_seconds_per_operation())
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    if not reads:
+        return medians, 0.0, 0.0
+    return medians, min(map(statistics.median, zip(*reads, strict=True))), statistics.median(dots)
 
 
 def run_cell(
-    tensors: tuple[Any, ...], peers: Sequence[str], limits: Limits | None, seconds: float, gap: float
+    tensors: tuple[Any, ...],
+    peers: Sequence[str],
+    limits: Limits | None,
+    seconds: float,
+    before: Callable[[], object],
 ) -> dict[str, Any]:
     x, w1, w2, weights, ids = tensors
     calls: dict[str, Call] = {}
@@ -240,16 +289,15 @@ def run_cell(
             continue
         errors[name] = float((result - expected.cpu()).norm() / expected.norm())
         calls[name] = call
-    times = measure(calls, limits, seconds, gap)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    medians, read, dot = measure(calls, limits, seconds, before)
     touched = len(ids.unique()) * (w1[0].numel() + w2[0].numel()) * w1.element_size()
     operations = 2 * ids.numel() * (w1[0].numel() + w2[0].numel())
     cell: dict[str, Any] = {"milliseconds": {name: medians[name] * 1e3 for name in calls}, "error": errors}
     if limits is not None:
-        limit = max(touched * medians["read"], operations * medians["dot"])
-        cell["read_gb_s"] = 1e-9 / medians["read"]
-        cell["peak_gflop_s"] = 1e-9 / medians["dot"]
-        cell["bound_by"] = "memory" if touched * medians["read"] >= operations * medians["dot"] else "compute"
+        limit = max(touched * read, operations * dot)
+        cell["read_gb_s"] = 1e-9 / read
+        cell["peak_gflop_s"] = 1e-9 / dot
+        cell["bound_by"] = "memory" if touched * read >= operations * dot else "compute"
         cell["share"] = {name: limit / medians[name] for name in calls}
     cell["gb_s"] = touched / medians["jitmoe"] * 1e-9
     cell["gflop_s"] = operations / medians["jitmoe"] * 1e-9
@@ -262,7 +310,9 @@ def text_of(cell: dict[str, Any], tolerance: float) -> str:
         share = f" {cell['share'][name] * 100:.0f}%" if "share" in cell else ""
         wrong = "" if cell["error"][name] <= tolerance else f" WRONG {cell['error'][name]:.0e}"
         parts.append(f"{name} {milliseconds:.3f} ms{share}{wrong}")
-    limits = f" | read {cell['read_gb_s']:.0f} GB/s, peak {cell['peak_gflop_s']:.0f}" if "read_gb_s" in cell else ""
+    limits = ""
+    if "read_gb_s" in cell:
+        limits = f" | read {cell['read_gb_s']:.1f} GB/s, peak {cell['peak_gflop_s']:.0f}, {cell['bound_by']}"
     return " | ".join(parts) + limits
 
 
@@ -302,13 +352,24 @@ def main() -> int:
     parser.add_argument("--peers", nargs="*", default=["eager"], help=f"{', '.join(PEERS)} or module:function")
     parser.add_argument("--device", choices=["cpu", "xpu"], default="cpu")
     parser.add_argument("--seconds", type=float, default=2.0, help="of measuring per cell")
-    parser.add_argument("--gap", type=float, default=10.0, help="milliseconds of sleep before each timed call")
+    parser.add_argument(
+        "--gap", type=float, default=1e3 * SETTLE_SECONDS, help="milliseconds of sleep before each timed call"
+    )
+    parser.add_argument(
+        "--between",
+        action="store_true",
+        help="before each timed call, instead of a gap, torch multiplies x [M, H] by [H, H]",
+    )
+    parser.add_argument(
+        "--isa", choices=[isa.value for isa in CpuIsa], help="use the kernels, and the limit, of less than the CPU has"
+    )
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--png", type=Path, help="draw the share of the limit here (needs matplotlib)")
     options = parser.parse_args()
     cells: list[dict[str, Any]] = []
+    isa = use_isa(options.isa) if options.device == "cpu" else CpuIsa.GENERIC
     for dtype in options.dtypes:
-        limits = Limits(dtype) if options.device == "cpu" else None
+        limits = Limits(dtype, isa) if options.device == "cpu" else None
         for name in options.models:
             model = find_model(name)
             h, i, e, k = model.hidden_size, model.intermediate_size, model.num_experts, model.top_k
@@ -324,7 +385,12 @@ def main() -> int:
                     x = torch.randn(m, h, generator=generator).to(DTYPES[dtype])
                     weights, ids = route(routing, m, e, k, generator)
                     tensors = (x.to(options.device), w1, w2, weights.to(options.device), ids.to(options.device))
-                    cell = run_cell(tensors, options.peers, limits, options.seconds, options.gap * 1e-3)
+                    if options.between:
+                        square = torch.randn(h, h, generator=generator).to(x.dtype).to(options.device)
+                        before = functools.partial(torch.matmul, tensors[0], square)
+                    else:
+                        before = functools.partial(time.sleep, options.gap * 1e-3)
+                    cell = run_cell(tensors, options.peers, limits, options.seconds, before)
                     print(f"{model.name} {dtype} {routing} M={m}: {text_of(cell, TOLERANCES[dtype])}", flush=True)
                     cells.append({"model": model.name, "dtype": dtype, "routing": routing, "tokens": m} | cell)
             _zentorch_weights.clear()

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jitmoe.device import CpuIsa, Device
 from jitmoe.plan import features
+from jitmoe.plan.cpu_specs import CpuDownAmxSpec, CpuDownSpec, CpuGateUpAmxSpec, CpuGateUpSpec, RouteSerialSpec
 from jitmoe.plan.launch import Buffer, Launch, Plan
-from jitmoe.problem import Activation, DType, Layout, MoEProblem
-from jitmoe.spec import Argument, KernelSpec, arguments
+from jitmoe.problem import DType, MoEProblem
+from jitmoe.spec import KernelSpec
 
 # Numbers that kernels name too; tests/unit/test_plan_cpu.py compares them with the headers.
 FEW_PAIRS = 64  # kFewPairs in cpu/routing.hpp
@@ -21,6 +21,13 @@ GROUP_BYTES = 16  # sizeof(cpu::Group)
 # Ranges are multiples of both the lanes form's 6 weight rows and the 16 columns that a sum row is made of.
 RANGE_STEP = 48
 ITEMS_PER_CORE = 8  # work-items per core that balance uneven ones; measured: fewer leave cores idle at the end
+AMX_MAX_TILES = 16  # kMaxTiles in cpu/amx_form.hpp
+AMX_TILE = 16  # tokens, or weight rows, of one tile
+AMX_STEP = 32  # elements of K that a tile row holds
+AMX_ROWS = 2 * AMX_TILE  # weight rows that are multiplied together
+AMX_ITEMS_PER_CORE = 8
+PANEL_BYTES = 1 << 20  # token tiles of one work-item: half of an L2 cache of 2 MiB, beside the weights
+SUMS_BYTES = 1 << 20  # sums of one work-item, likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +35,11 @@ class CpuChoice:
     """Kernels and range sizes for one problem on one CPU."""
 
     route: RouteSerialSpec | None  # None: the other two find the routing themselves
-    gate_up: CpuGateUpSpec
-    down: CpuDownSpec
-    gate_up_rows: int
+    gate_up: CpuGateUpSpec | CpuGateUpAmxSpec
+    down: CpuDownSpec | CpuDownAmxSpec
+    gate_up_rows: int  # of one work-item; AMX: of one step
+    amx_items: int  # AMX: work-items of gate_up
+    block_tokens: int  # AMX: tokens of one expert that gate_up multiplies together
     down_columns: int
     decisions: tuple[str, ...]
 
@@ -39,17 +48,55 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     """Returns kernels for the device's instruction set, and ranges that keep all cores busy."""
     features.check(problem)
     isa = device.cpu_isa if device.cpu_isa is not None else CpuIsa.GENERIC
-    if isa is CpuIsa.AMX_BF16:  # there are no AMX kernels: nothing here could have run them
-        isa = CpuIsa.AVX512_BF16
-    wanted_items = ITEMS_PER_CORE * max(1, device.num_compute_units)
-    groups = max_groups(problem)
-    gate_up_rows = _range_size(problem.intermediate_size, max(1, wanted_items // groups), MAX_GATE_UP_ROWS)
-    down_columns = _range_size(problem.hidden_size, wanted_items, MAX_DOWN_COLUMNS)
     few_pairs = problem.num_pairs <= FEW_PAIRS
     ids_dtype, has_expert_map = problem.topk_ids_dtype, problem.num_global_experts is not None
     route = None if few_pairs else RouteSerialSpec(ids_dtype=ids_dtype, has_expert_map=has_expert_map)
     if not few_pairs:  # one binary for all
         ids_dtype, has_expert_map = DType.INT64, False
+    decisions = (
+        f"instruction set {isa.value}, {device.num_compute_units} compute units",
+        f"{problem.num_pairs} pairs: routing "
+        + (f"found by each work-item (at most {FEW_PAIRS})" if few_pairs else "sorted by a launch of its own"),
+    )
+    cores = max(1, device.num_compute_units)
+    groups = max_groups(problem)
+    if isa is CpuIsa.AMX_BF16 and problem.dtype is DType.BF16:
+        items = AMX_ITEMS_PER_CORE * cores
+        block_tokens = _amx_block_tokens(problem)
+        down_columns = _amx_down_columns(problem, items)
+        return CpuChoice(
+            route=route,
+            gate_up=CpuGateUpAmxSpec(
+                dtype=problem.dtype,
+                w1_layout=problem.w1_layout,
+                activation=problem.activation,
+                few_pairs=few_pairs,
+                ids_dtype=ids_dtype,
+                has_expert_map=has_expert_map,
+            ),
+            down=CpuDownAmxSpec(
+                dtype=problem.dtype,
+                w2_layout=problem.w2_layout,
+                weights_dtype=problem.topk_weights_dtype,
+                few_pairs=few_pairs,
+                ids_dtype=ids_dtype,
+                has_expert_map=has_expert_map,
+            ),
+            gate_up_rows=AMX_TILE,
+            amx_items=items,
+            block_tokens=block_tokens,
+            down_columns=down_columns,
+            decisions=(
+                *decisions,
+                f"gate_up: {items} equal shares of the active experts' rows, up to {block_tokens} tokens at once",
+                f"down: ranges of {down_columns} of {problem.hidden_size} columns",
+            ),
+        )
+    if isa is CpuIsa.AMX_BF16:  # tiles multiply bf16 only
+        isa = CpuIsa.AVX512_BF16
+    wanted_items = ITEMS_PER_CORE * cores
+    gate_up_rows = _range_size(problem.intermediate_size, max(1, wanted_items // groups), MAX_GATE_UP_ROWS)
+    down_columns = _range_size(problem.hidden_size, wanted_items, MAX_DOWN_COLUMNS)
     return CpuChoice(
         route=route,
         gate_up=CpuGateUpSpec(
@@ -72,15 +119,37 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             has_expert_map=has_expert_map,
         ),
         gate_up_rows=gate_up_rows,
+        amx_items=0,
+        block_tokens=0,
         down_columns=down_columns,
         decisions=(
-            f"instruction set {isa.value}, {device.num_compute_units} compute units",
-            f"{problem.num_pairs} pairs: routing "
-            + (f"found by each work-item (at most {FEW_PAIRS})" if few_pairs else "sorted by a launch of its own"),
+            *decisions,
             f"gate_up: ranges of {gate_up_rows} of {problem.intermediate_size} rows for up to {groups} active experts",
             f"down: ranges of {down_columns} of {problem.hidden_size} columns",
         ),
     )
+
+
+def _panel_row_bytes(problem: MoEProblem) -> int:
+    return 2 * _align_up(problem.hidden_size, AMX_STEP)
+
+
+def _amx_block_tokens(problem: MoEProblem) -> int:
+    """Returns how many tokens of an expert fit the panel: a multiple of two tiles, no more than there are pairs."""
+    fitting = PANEL_BYTES // _panel_row_bytes(problem) // AMX_ROWS * AMX_ROWS
+    most = min(AMX_MAX_TILES * AMX_TILE, _align_up(problem.num_pairs, AMX_TILE))
+    return max(AMX_TILE, min(fitting, most))
+
+
+def _amx_down_columns(problem: MoEProblem, items: int) -> int:
+    """Returns the columns of one range: as many as keep their sums in the L2 cache, few enough for all work-items."""
+    fitting = SUMS_BYTES // (4 * problem.num_tokens)
+    wanted = -(-problem.hidden_size // items)
+    return max(AMX_ROWS, _align_up(min(fitting, wanted), AMX_ROWS))
+
+
+def _align_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def _range_size(size: int, wanted_ranges: int, maximum: int) -> int:
@@ -102,6 +171,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
     # Units: a pair of bf16 or one float, in 4 bytes. Rows of the intermediate are padded to 16 units.
     inter_row_bytes = 4 * -(-problem.intermediate_size // 16) * 16
     gate_up_ranges = -(-problem.intermediate_size // choice.gate_up_rows)
+    gate_up_items = choice.amx_items or groups * gate_up_ranges
     down_ranges = -(-problem.hidden_size // choice.down_columns)
     scalars = {
         "num_tokens": problem.num_tokens,
@@ -112,6 +182,8 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
         "intermediate_size": problem.intermediate_size,
         "n_block": choice.gate_up_rows,
         "num_ranges": gate_up_ranges,
+        "num_items": gate_up_items,
+        "block_tokens": choice.block_tokens,
         "h_block": choice.down_columns,
         "x_row_stride": problem.x_row_stride,
         "w1_expert_stride": problem.w1_expert_stride,
@@ -122,7 +194,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
         "topk_weights_row_stride": problem.topk_weights_row_stride,
         "out_row_stride": problem.out_row_stride,
     }
-    sizes = [(choice.gate_up, groups * gate_up_ranges), (choice.down, down_ranges)]
+    sizes: list[tuple[KernelSpec, int]] = [(choice.gate_up, gate_up_items), (choice.down, down_ranges)]
     if choice.route is not None:
         sizes.insert(0, (choice.route, 1))
     return Plan(
@@ -133,6 +205,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
             Buffer("cursors", 4 * problem.num_experts),
             Buffer("sorted_pairs", 4 * problem.num_pairs),
             Buffer("groups", GROUP_BYTES * (1 + groups)),
+            Buffer("panels", gate_up_items * choice.block_tokens * _panel_row_bytes(problem)),
             Buffer("inter", slots * inter_row_bytes),
             Buffer("sums", 4 * problem.num_tokens * down_ranges * choice.down_columns),
         ),

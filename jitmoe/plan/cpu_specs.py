@@ -76,10 +76,10 @@ class CpuDownSpec(KernelSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpuAmxGateUpSpec(KernelSpec):
+class CpuGateUpAmxSpec(KernelSpec):
     """First GEMM and activation with AMX tiles, bf16."""
 
-    KERNEL: ClassVar[str] = "cpu_amx_gate_up"
+    KERNEL: ClassVar[str] = "cpu_gate_up_amx"
     WORK_GROUP_SIZE: ClassVar[int] = 1
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
         "in hidden_states, in w1, in topk_ids, in expert_map, in sorted_pairs, in groups, out panels, out inter,"
@@ -88,6 +88,7 @@ class CpuAmxGateUpSpec(KernelSpec):
         "int64 x_row_stride, int64 w1_expert_stride, int64 w1_stride, int64 topk_ids_row_stride"
     )
 
+    dtype: DType  # BF16
     w1_layout: Layout
     activation: Activation
     few_pairs: bool
@@ -96,13 +97,14 @@ class CpuAmxGateUpSpec(KernelSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpuAmxDownSpec(KernelSpec):
+class CpuDownAmxSpec(KernelSpec):
     """Second GEMM, routing weights and the sum over experts with AMX tiles, bf16."""
 
-    KERNEL: ClassVar[str] = "cpu_amx_down"
+    KERNEL: ClassVar[str] = "cpu_down_amx"
     WORK_GROUP_SIZE: ClassVar[int] = 1
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownSpec.ARGUMENTS
 
+    dtype: DType  # BF16
     w2_layout: Layout
     weights_dtype: DType
     few_pairs: bool

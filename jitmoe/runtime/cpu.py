@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -128,10 +129,42 @@ def isa_of(flags: frozenset[str], target: str) -> CpuIsa:
 
 
 def isa() -> CpuIsa:
-    """Returns the instruction set that CPU kernels may use in this process."""
+    """Returns the instruction set that CPU kernels may use in this process; asks for the tile registers of AMX."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return CpuIsa.GENERIC
-    return isa_of(host_flags(), os.environ.get(TARGET_VARIABLE, ""))
+    best = isa_of(host_flags(), os.environ.get(TARGET_VARIABLE, ""))
+    if best is CpuIsa.AMX_BF16 and not request_tiles():
+        return CpuIsa.AVX512_BF16
+    return best
+
+
+# Linux, arch/x86/include/uapi/asm/prctl.h and Documentation/arch/x86/xstate.rst
+_SYS_ARCH_PRCTL = 158
+_ARCH_GET_XCOMP_PERM, _ARCH_REQ_XCOMP_PERM = 0x1022, 0x1023
+_XFEATURE_XTILEDATA = 18
+
+
+@functools.cache
+def request_tiles() -> bool:
+    """Asks the kernel for AMX tile data, for all threads of the process, and returns whether they may use it.
+
+    Without permission the first tile instruction is SIGILL. The permission stays, survives fork, and makes signal
+    frames of threads that use tiles 8 KiB larger, which is why Linux refuses it where an alternate signal stack is too
+    small for that.
+    """
+    if platform.system() != "Linux":
+        return False
+    try:
+        syscall = ctypes.CDLL(None, use_errno=True).syscall
+    except (OSError, AttributeError):
+        return False
+    syscall.restype = ctypes.c_long
+    if syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, ctypes.c_ulong(_XFEATURE_XTILEDATA)) != 0:
+        return False
+    granted = ctypes.c_uint64(0)
+    if syscall(_SYS_ARCH_PRCTL, _ARCH_GET_XCOMP_PERM, ctypes.byref(granted)) != 0:
+        return False
+    return bool(granted.value >> _XFEATURE_XTILEDATA & 1)
 
 
 @functools.cache

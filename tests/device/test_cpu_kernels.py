@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from jitmoe import reference, selfcheck
 from jitmoe.device import CpuIsa
 from jitmoe.problem import DType
 from jitmoe.runtime import cpu
+from jitmoe.runtime.stream import stream_of
 
 DTYPES = {DType.BF16: torch.bfloat16, DType.FP16: torch.float16, DType.FP32: torch.float32}
 # (hidden, intermediate): whole vectors, tails of a vector, odd (bf16 pairs end in the middle), smaller than a vector
@@ -23,8 +25,8 @@ SIZES = ((256, 192), (200, 104), (163, 101), (7, 5))
 # (tokens, experts, top_k): the routing is found by each work-item up to 64 pairs, and sorted by a launch beyond
 FEW = (5, 6, 3)
 MANY = (150, 4, 2)
-# Instruction sets that the CPU device can be told to generate code for, if the CPU has them.
-TARGETS = {"corei7": CpuIsa.GENERIC, "core-avx2": CpuIsa.AVX2, "skx": CpuIsa.AVX512}
+# What the CPU device is told, so that it generates code for less than the CPU has ("": nothing).
+TARGETS = {CpuIsa.GENERIC: "corei7", CpuIsa.AVX2: "core-avx2", CpuIsa.AVX512: "skx", CpuIsa.AVX512_BF16: ""}
 
 
 @pytest.fixture(autouse=True)
@@ -126,25 +128,30 @@ def test_a_token_does_not_see_its_neighbours(shape):
     assert dirty[1].isnan().all()
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_smaller_instruction_sets(target, shared_cache_dir):
-    """The variants for lesser CPUs, in a process whose CPU device generates code for one."""
-    if list(CpuIsa).index(cpu.isa_of(cpu.host_flags(), "")) < list(CpuIsa).index(TARGETS[target]):
-        pytest.skip(f"this CPU cannot run {target}")
-    environment = {**os.environ, cpu.TARGET_VARIABLE: target, "JITMOE_CACHE_DIR": str(shared_cache_dir)}
+def run_in_a_process(code: str, cache_dir: Path, **variables: str) -> None:
+    environment = {**os.environ, "JITMOE_CACHE_DIR": str(cache_dir), **variables}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", f"import test_cpu_kernels as t; t.check_instruction_set({target!r})"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
-def check_instruction_set(target):
-    assert cpu.isa() is TARGETS[target]
+@pytest.mark.parametrize("isa", TARGETS, ids=lambda isa: isa.value)
+def test_smaller_instruction_sets(isa, shared_cache_dir):
+    """The variants for lesser CPUs, in a process whose CPU device generates code for one."""
+    if list(CpuIsa).index(cpu.isa_of(cpu.host_flags(), "")) <= list(CpuIsa).index(isa):
+        pytest.skip(f"this CPU has no more than {isa.value}")
+    run_in_a_process(
+        f"import test_cpu_kernels as t; t.check_instruction_set(t.CpuIsa({isa.value!r}))",
+        shared_cache_dir,
+        **({cpu.TARGET_VARIABLE: TARGETS[isa]} if TARGETS[isa] else {}),  # an empty value leaves no CPU device
+    )
+
+
+def check_instruction_set(isa):
+    stream = stream_of(cpu.default_queue().addressof_ref())
+    if TARGETS[isa]:
+        assert stream.device.cpu_isa is isa
+    stream.device = dataclasses.replace(stream.device, cpu_isa=isa)
     for dtype, layouts, shape in (
         (DType.BF16, ("nk", "nk"), MANY),
         (DType.BF16, ("nk", "nk"), FEW),
@@ -152,5 +159,77 @@ def check_instruction_set(target):
         (DType.FP32, ("nk", "nk"), MANY),
         (DType.FP32, ("kn", "kn"), MANY),
     ):
+        arguments = tensors(shape, SIZES[1], dtype, layouts=layouts)
+        assert f"(isa={isa.value} " in jitmoe.explain(*arguments)
         for sizes in SIZES[1:3]:
             check(tensors(shape, sizes, dtype, layouts=layouts), dtype)
+
+
+needs_tiles = pytest.mark.skipif(
+    cpu.isa_of(cpu.host_flags(), "") is not CpuIsa.AMX_BF16 or not cpu.request_tiles(), reason="needs AMX"
+)
+
+
+@needs_tiles
+@pytest.mark.parametrize("layouts", [("nk", "nk"), ("kn", "nk"), ("nk", "kn")], ids="-".join)
+def test_tiles(layouts):
+    """Pieces of K, staged ends of rows and of K, blocks of tokens, experts that are cut between work-items."""
+    for shape, sizes in (
+        ((300, 2, 1), (4200, 50)),
+        ((700, 3, 2), (96, 2100)),
+        ((40, 1, 1), (2048, 16)),
+        ((33, 9, 2), (33, 257)),
+    ):
+        arguments = tensors(shape, sizes, DType.BF16, layouts=layouts)
+        assert "cpu_gate_up_amx" in jitmoe.explain(*arguments)
+        result = check(arguments, DType.BF16)
+        assert torch.equal(jitmoe.fused_moe(*arguments), result)
+
+
+@needs_tiles
+@pytest.mark.parametrize("order", ["import torch; t = __import__('jitmoe.runtime.cpu').runtime.cpu; t.isa()", ""])
+def test_tiles_may_be_used_by_threads_that_were_there_before_or_come_after(order, shared_cache_dir):
+    code = """
+import threading
+{order}
+from jitmoe.runtime import cpu
+ready, go = threading.Barrier(3), threading.Event()
+import test_cpu_kernels as t
+failed = []
+def use():
+    ready.wait()
+    go.wait()
+    try:
+        t.check(t.tensors(t.MANY, t.SIZES[0], t.DType.BF16), t.DType.BF16)
+    except BaseException as error:
+        failed.append(error)
+threads = [threading.Thread(target=use) for _ in range(2)]
+for thread in threads: thread.start()
+ready.wait()
+assert cpu.request_tiles()
+go.set()
+for thread in threads: thread.join()
+assert not failed, failed
+"""
+    run_in_a_process(code.format(order=order), shared_cache_dir, JITMOE_STRICT="1")
+
+
+@needs_tiles
+def test_without_permission_for_tiles_smaller_kernels_run(shared_cache_dir):
+    """Linux refuses where an alternate signal stack is too small for the tile registers."""
+    code = """
+import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+class Stack(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = mmap.mmap(-1, 1 << 16)
+small = Stack(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 0, 6144)
+assert libc.sigaltstack(ctypes.byref(small), None) == 0, ctypes.get_errno()
+from jitmoe.device import CpuIsa
+from jitmoe.runtime import cpu
+assert not cpu.request_tiles()
+assert cpu.isa() is CpuIsa.AVX512_BF16
+import test_cpu_kernels as t
+t.check(t.tensors(t.MANY, t.SIZES[0], t.DType.BF16), t.DType.BF16)
+"""
+    run_in_a_process(code, shared_cache_dir, JITMOE_STRICT="1")

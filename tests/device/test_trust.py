@@ -61,7 +61,7 @@ class Broken:
 
     def compile(self, request, *, build_key, timeout_s):
         self.num_compiled += 1
-        if self.kernel in request.kernel and " dtype=bf16" in request.spec:
+        if self.kernel in request.kernel and re.search(r"\bdtype=bf16", request.spec):
             size = re.search(r"jitmoe::int32 (\w+)", request.source)
             assert size is not None
             never = f"{self.body}\n  if ({size.group(1)} < 0) jitmoe::kernel::"
@@ -249,7 +249,7 @@ def test_bad_arguments_are_named_before_anything_runs(argument, changes, monkeyp
 def test_explain_tells_the_plan_and_compiles_nothing(private_cache, monkeypatch):
     monkeypatch.setattr(Pipeline, "build", lambda *args: pytest.fail("compiled"))
     text = jitmoe.explain(*moe.make(40).tensors)
-    for part in ("M=40", "cpu_gate_up(", "cpu_down(", "workspace"):
+    for part in ("M=40", "cpu_gate_up", "cpu_down", "workspace"):
         assert part in text
     with pytest.raises(errors.ArgumentError, match="w1"):
         jitmoe.explain(*moe.make(40).changed(w1=torch.zeros(1)).tensors)

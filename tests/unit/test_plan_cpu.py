@@ -27,6 +27,10 @@ def constant(header: str, name: str) -> int:
         ("cpu/routing.hpp", "kSlotGranule", cpu.SLOT_GRANULE),
         ("kernel/cpu_gate_up.hpp", "kMaxRows", cpu.MAX_GATE_UP_ROWS),
         ("kernel/cpu_down.hpp", "kMaxColumns", cpu.MAX_DOWN_COLUMNS),
+        ("cpu/amx_form.hpp", "kMaxTiles", cpu.AMX_MAX_TILES),
+        ("cpu/amx.hpp", "kTokens", cpu.AMX_TILE),
+        ("cpu/amx.hpp", "kRows", cpu.AMX_TILE),
+        ("cpu/amx.hpp", "kStep", cpu.AMX_STEP),
     ],
 )
 def test_numbers_agree_with_the_headers(header, name, value):
@@ -54,6 +58,32 @@ def test_ranges_cover_the_problem_and_fit_the_kernels(problem, cores):
     assert gate_up.global_size == (cpu.max_groups(problem) * gate_up.scalars["num_ranges"],)
     assert down.global_size[0] * choice.down_columns >= problem.hidden_size
     assert (down.global_size[0] - 1) * choice.down_columns < problem.hidden_size
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("cores", [1, 2, 96])
+def test_tiles_cover_the_problem_and_fit_the_kernels(problem, cores):
+    device = cpu_device(num_compute_units=cores, cpu_isa=CpuIsa.AMX_BF16)
+    choice = cpu.choose(problem, device)
+    plan = cpu.launches(problem, device, choice)
+    by_kernel = {launch.spec.KERNEL: launch for launch in plan.launches}
+    gate_up, down = by_kernel["cpu_gate_up_amx"], by_kernel["cpu_down_amx"]
+    tokens = gate_up.scalars["block_tokens"]
+    assert tokens % cpu.AMX_TILE == 0 and 0 < tokens <= cpu.AMX_MAX_TILES * cpu.AMX_TILE
+    assert gate_up.global_size == (gate_up.scalars["num_items"],)
+    assert choice.down_columns % cpu.AMX_ROWS == 0
+    assert down.global_size[0] * choice.down_columns >= problem.hidden_size
+    assert (down.global_size[0] - 1) * choice.down_columns < problem.hidden_size
+    sizes = {buffer.name: buffer.num_bytes for buffer in plan.buffers}
+    padded = -(-problem.hidden_size // cpu.AMX_STEP) * cpu.AMX_STEP
+    assert sizes["panels"] == gate_up.global_size[0] * tokens * padded * 2
+    assert sizes["sums"] >= 4 * problem.num_tokens * choice.down_columns * down.global_size[0]
+
+
+def test_tiles_multiply_bf16_only():
+    for dtype, kernel in ((DType.BF16, "cpu_gate_up_amx"), (DType.FP16, "cpu_gate_up"), (DType.FP32, "cpu_gate_up")):
+        choice = cpu.choose(moe_problem(dtype=dtype), cpu_device(cpu_isa=CpuIsa.AMX_BF16))
+        assert kernel == choice.gate_up.KERNEL
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)

@@ -103,4 +103,15 @@ inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, con
 #endif
 }
 
+// sums += the tiles that are still loaded: what a multiplication takes without its loads.
+inline void multiply_again() {
+#ifdef __SYCL_DEVICE_ONLY__
+  asm volatile(
+      "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n\t"
+      "tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n\t"
+      "tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n\t"
+      "tdpbf16ps %%tmm7, %%tmm5, %%tmm3" : : : "memory");
+#endif
+}
+
 }  // namespace jitmoe::cpu::amx

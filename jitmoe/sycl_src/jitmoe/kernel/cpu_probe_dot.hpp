@@ -5,9 +5,11 @@
 // | tensor | shape    | dtype | layout, owner
 // | out    | [groups] | fp32  | the sum of everything computed
 //
-// nd_range: (groups), work-groups of 1 work-item. A group does steps * kChains accumulations of one register.
+// nd_range: (groups), work-groups of 1 work-item. A group does steps * kChains accumulations of one register, or, for
+// bf16 with AMX, steps * 4 multiplications of tiles that stay in their registers.
 #pragma once
 
+#include <jitmoe/cpu/amx.hpp>
 #include <jitmoe/cpu/simd.hpp>
 #include <jitmoe/entry.hpp>
 
@@ -18,7 +20,25 @@ struct CpuProbeDotArgs {
   int32 steps;
 };
 
+inline void probe_tiles(const CpuProbeDotArgs& args, float& sum) {
+  using namespace jitmoe::cpu;
+  alignas(64) uint32 operand[amx::kTokenTileUnits] = {};
+  alignas(64) float sums[4 * amx::kTileFloats];
+  const auto* rows = reinterpret_cast<const uint8*>(operand);
+  amx::configure();
+  amx::zero_sums<2>();
+  amx::multiply<2>(rows, rows, 64, operand, operand);
+  for (int32 step = 0; step < args.steps; ++step) amx::multiply_again();
+  amx::store_sums<2>(sums);
+  amx::release();
+  sum = sums[0];
+}
+
 template <class Config> inline void cpu_probe_dot(const CpuProbeDotArgs& args) {
+  if constexpr (Config::isa == CpuIsa::amx_bf16 && Config::dtype == DType::bf16) {
+    probe_tiles(args, static_cast<float*>(args.out)[nd_item<1>().get_group(0)]);
+    return;
+  }
   using S = jitmoe::cpu::Simd<Config::isa, Config::dtype>;
   constexpr int kChains = 12;  // independent sums: more than latency times throughput, no more than 16 registers hold
   const int64 group = nd_item<1>().get_group(0);

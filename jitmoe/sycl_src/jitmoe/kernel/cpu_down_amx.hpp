@@ -7,7 +7,7 @@
 // cpu_down.hpp and for the same reasons.
 //
 // | tensor        | shape                   | dtype         | layout, owner
-// | inter         | [slots / 16][I / 2][16] | bf16 pairs    | workspace, from cpu_amx_gate_up
+// | inter         | [slots / 16][I / 2][16] | bf16 pairs    | workspace, from cpu_gate_up_amx
 // | w2            | [E][H][I]               | bf16          | expert stride, w2_stride between rows (nk) or columns (kn)
 // | topk_weights  | [M][k]                  | weights_dtype | row stride topk_weights_row_stride; caller's
 // | topk_ids, expert_map                    |               | read if few_pairs; caller's
@@ -27,7 +27,7 @@
 
 namespace jitmoe::kernel {
 
-struct CpuAmxDownArgs {
+struct CpuDownAmxArgs {
   const void* inter;
   const void* w2;
   const void* topk_weights;
@@ -51,7 +51,7 @@ struct CpuAmxDownArgs {
   int64 out_row_stride;
 };
 
-namespace amx_down {
+namespace down_amx {
 
 using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 
@@ -65,11 +65,12 @@ struct Scratch {
   FewPairs few;
 };
 
-}  // namespace amx_down
+}  // namespace down_amx
 
-template <class Config> inline void cpu_amx_down(const CpuAmxDownArgs& args) {
-  using namespace amx_down;
+template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
+  using namespace down_amx;
   using W = TileWeights<S, Config::w2_layout>;
+  static_assert(Config::dtype == DType::bf16, "tiles multiply bf16");
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.

@@ -26,7 +26,7 @@
 
 namespace jitmoe::kernel {
 
-struct CpuAmxGateUpArgs {
+struct CpuGateUpAmxArgs {
   const void* hidden_states;
   const void* w1;
   const void* topk_ids;
@@ -49,7 +49,7 @@ struct CpuAmxGateUpArgs {
   int64 topk_ids_row_stride;
 };
 
-namespace amx_gate_up {
+namespace gate_up_amx {
 
 using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 
@@ -75,11 +75,12 @@ template <Activation activation> inline void store_activated(const float* gate, 
   }
 }
 
-}  // namespace amx_gate_up
+}  // namespace gate_up_amx
 
-template <class Config> inline void cpu_amx_gate_up(const CpuAmxGateUpArgs& args) {
-  using namespace amx_gate_up;
+template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args) {
+  using namespace gate_up_amx;
   using W = TileWeights<S, Config::w1_layout>;
+  static_assert(Config::dtype == DType::bf16, "tiles multiply bf16");
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
