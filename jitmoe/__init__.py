@@ -8,8 +8,17 @@ __version__ = "0.1.0"
 
 from jitmoe import reference
 from jitmoe.api import explain, fused_moe
+from jitmoe.checkpoints import fold_k_order, load_awq, load_fp8, load_gptq, load_int4, load_mxfp4, load_mxfp8, row_order
 from jitmoe.errors import ArgumentError, JitMoEError
 from jitmoe.formats import Encoding, WeightFormat
+from jitmoe.quantize import (
+    quantize_fp8,
+    quantize_int4,
+    quantize_int8,
+    quantize_mxfp4,
+    quantize_mxfp8,
+    quantize_weights,
+)
 from jitmoe.quantized import QuantizedTensor
 from jitmoe.tensors import UsmArray
 
@@ -22,6 +31,20 @@ __all__ = [
     "WeightFormat",
     "__version__",
     "explain",
+    "fold_k_order",
     "fused_moe",
+    "load_awq",
+    "load_fp8",
+    "load_gptq",
+    "load_int4",
+    "load_mxfp4",
+    "load_mxfp8",
+    "quantize_fp8",
+    "quantize_int4",
+    "quantize_int8",
+    "quantize_mxfp4",
+    "quantize_mxfp8",
+    "quantize_weights",
     "reference",
+    "row_order",
 ]

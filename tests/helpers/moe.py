@@ -35,7 +35,7 @@ class Call:
         return jitmoe.fused_moe(*self.tensors, **{**self.options, **more})
 
     def expected(self) -> torch.Tensor:
-        known = {name: self.options[name] for name in ("activation", "expert_map") if name in self.options}
+        known = {name: value for name, value in self.options.items() if name not in ("inplace", "out", "queue")}
         return reference.fused_moe(*self.tensors, **known, compute_dtype=torch.float64)
 
     def changed(self, **values: Any) -> Call:
@@ -90,7 +90,7 @@ def check_rounded(result: torch.Tensor, call: Call) -> None:
     x, compute = call.hidden_states, torch.float64
     real = reference.activate
     try:
-        reference.activate = lambda gate, up, activation: real(gate, up, activation).to(x.dtype).to(compute)
+        reference.activate = lambda *arguments, **options: real(*arguments, **options).to(x.dtype).to(compute)
         expected = call.expected()
     finally:
         reference.activate = real

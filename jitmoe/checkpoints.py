@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: MIT
+"""Expert weights as checkpoints store them -> ``QuantizedTensor``.
+
+Layouts that the kernels read as they are stay views (FP8 [E, N, K], MXFP4 and INT4 [E, N, K / 2]). Others are repacked
+once, into the same number of bytes: transposed FP8, and the int32 words of GPTQ and AWQ. All functions take the tensors
+of all experts, stacked along the first dimension, and raise ``ArgumentError`` for shapes and dtypes that do not fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jitmoe.errors import ArgumentError
+from jitmoe.formats import WHOLE, Encoding, WeightFormat
+from jitmoe.problem import DType
+from jitmoe.quantized import QuantizedTensor
+from jitmoe.tensors import adopt, describe
+
+CODES_PER_WORD = 8  # 4-bit codes in an int32
+# Nibble i of an AWQ word holds column AWQ_COLUMNS[i] of its eight (the packing order of AutoAWQ's GEMM format).
+AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def load_int4(data: Any, scale: Any) -> QuantizedTensor:
+    """Returns symmetric INT4 weights: ``data`` [E, N, K / 2] bytes of two's complement nibbles, even k low.
+
+    ``scale`` [E, N, K / group], any float dtype; the group size follows from the shapes.
+    """
+    form = WeightFormat(
+        encoding=Encoding.INT4, scale_dtype=_scale_dtype(scale), block_n=1, block_k=_group(data, scale, 2)
+    )
+    return QuantizedTensor(data, scale, form)
+
+
+def load_mxfp4(blocks: Any, scale: Any) -> QuantizedTensor:
+    """Returns MXFP4 weights: ``blocks`` uint8 [E, N, K / 32, 16] (gpt-oss) or [E, N, K / 2], even k low.
+
+    ``scale`` [E, N, K / 32], E8M0 bytes.
+    """
+    shape = _shape("blocks", blocks, DType.UINT8)
+    if len(shape) == 4:
+        if shape[3] != 16:
+            raise ArgumentError(argument="blocks", got=f"shape {list(shape)}", expected="[E, N, K / 32, 16]")
+        blocks = blocks.flatten(2)
+    return QuantizedTensor(
+        blocks, scale, WeightFormat(encoding=Encoding.E2M1, scale_dtype=DType.E8M0, block_n=1, block_k=32)
+    )
+
+
+def load_mxfp8(data: Any, scale: Any, *, k_major: bool = False) -> QuantizedTensor:
+    """Returns MXFP8 weights: ``data`` float8 [E, N, K], ``scale`` E8M0 [E, N, K / 32].
+
+    With ``k_major`` they are [E, K, N] and [E, K / 32, N]: the codes are transposed once, the scales stay a view.
+    """
+    encoding = _fp8_encoding(data)
+    if k_major:
+        data, scale = _row_major(data), scale.mT
+    return QuantizedTensor(data, scale, WeightFormat(encoding=encoding, scale_dtype=DType.E8M0, block_n=1, block_k=32))
+
+
+def load_fp8(data: Any, scale: Any, *, block: tuple[int, int] = (128, 128), k_major: bool = False) -> QuantizedTensor:
+    """Returns FP8 weights whose scales (multipliers, not inverses) may have any usual granularity.
+
+    Args:
+        data: float8 e4m3 or e5m2, [E, N, K]; [E, K, N] with ``k_major`` (transposed once).
+        scale: float32, bf16 or fp16. One element or [1, 1, 1]: per tensor. [E] or [E, 1, 1]: per expert. [E, N] or
+            [E, N, 1]: per channel. [E, ceil(N / block_n), ceil(K / block_k)]: blocks (last two swapped with
+            ``k_major``).
+        block: (block_n, block_k) of block scales.
+    """
+    encoding = _fp8_encoding(data)
+    shape = _shape("data", data, None)
+    if len(shape) != 3:
+        raise ArgumentError(argument="data", got=f"shape {list(shape)}", expected="[E, N, K]")
+    if k_major:
+        data = _row_major(data)
+        scale = scale.mT if getattr(scale, "ndim", 0) == 3 else scale
+    experts, n, k = data.shape
+    sizes = tuple(scale.shape)
+    blocks = (-(-n // block[0]), -(-k // block[1]))
+    if scale.numel() == 1:
+        scale, granularity = scale.reshape(1, 1, 1), (WHOLE, WHOLE)
+    elif sizes in ((experts,), (experts, 1), (experts, 1, 1)):
+        scale, granularity = scale.reshape(experts, 1, 1), (WHOLE, WHOLE)
+    elif sizes in ((experts, n), (experts, n, 1)):
+        scale, granularity = scale.reshape(experts, n, 1), (1, WHOLE)
+    elif sizes == (experts, *blocks):
+        granularity = block
+    else:
+        raise ArgumentError(
+            argument="scale",
+            got=f"shape {list(sizes)}",
+            expected=f"one element, [{experts}], [{experts}, {n}] or {[experts, *blocks]} (blocks of {block[0]} x "
+            f"{block[1]} of [N, K] = [{n}, {k}])",
+        )
+    form = WeightFormat(
+        encoding=encoding, scale_dtype=_scale_dtype(scale), block_n=granularity[0], block_k=granularity[1]
+    )
+    return QuantizedTensor(data, scale, form)
+
+
+def load_gptq(
+    qweight: Any, scales: Any, qzeros: Any = None, g_idx: Any = None, *, zero_offset: int = 1
+) -> QuantizedTensor:
+    """Returns 4-bit GPTQ weights.
+
+    Args:
+        qweight: int32 [E, K / 8, N]; word r of a column holds k = 8 r ... 8 r + 7, lowest bits first.
+        scales: [E, K / group, N], any float dtype.
+        qzeros: int32 [E, K / group, N / 8], eight columns per word; None for symmetric weights (zero point 8).
+        g_idx: int32 [E, K], the group of each k (act-order); None for groups in order.
+        zero_offset: what was subtracted from zero points when they were stored: 1 in GPTQ's first format, 0 in v2.
+
+    With a ``g_idx`` that is not in order, columns are sorted by group and ``k_order`` says where they belong. The
+    second GEMM's weights take no such order: see ``fold_k_order``.
+    """
+    import torch
+
+    words = _shape("qweight", qweight, DType.INT32)
+    if len(words) != 3:
+        raise ArgumentError(argument="qweight", got=f"shape {list(words)}", expected="[E, K / 8, N]")
+    experts, k, n = words[0], words[1] * CODES_PER_WORD, words[2]
+    sizes = _shape("scales", scales, None)
+    if len(sizes) != 3 or sizes[0] != experts or sizes[2] != n or sizes[1] == 0 or k % sizes[1]:
+        raise ArgumentError(
+            argument="scales", got=f"shape {list(sizes)}", expected=f"[{experts}, K / group, {n}] with K = {k}"
+        )
+    groups = sizes[1]
+    codes = _nibbles(qweight.mT).reshape(experts, n, k)
+    zero = None
+    if qzeros is not None:
+        if _shape("qzeros", qzeros, DType.INT32) != (experts, groups, -(-n // CODES_PER_WORD)):
+            raise ArgumentError(
+                argument="qzeros",
+                got=f"shape {list(qzeros.shape)}",
+                expected=f"{[experts, groups, -(-n // CODES_PER_WORD)]}: a word per 8 columns and group",
+            )
+        zero = (_nibbles(qzeros)[..., :n] + zero_offset).mT.contiguous()
+    order = None
+    if g_idx is not None:
+        if _shape("g_idx", g_idx, DType.INT32) != (experts, k):
+            raise ArgumentError(argument="g_idx", got=f"shape {list(g_idx.shape)}", expected=f"{[experts, k]}")
+        size = k // groups
+        in_order = torch.arange(k, device=g_idx.device) // size
+        if not bool((g_idx == in_order).all()):
+            order = g_idx.argsort(dim=1, stable=True).to(torch.int32)
+            if not bool((g_idx.gather(1, order.long()) == in_order).all()):
+                raise ArgumentError(
+                    argument="g_idx", got="groups of different sizes", expected=f"each of {groups} groups {size} times"
+                )
+            codes = codes.gather(2, order.long().unsqueeze(1).expand(codes.shape))
+    form = WeightFormat(
+        encoding=Encoding.UINT4,
+        scale_dtype=_scale_dtype(scales),
+        block_n=1,
+        block_k=k // groups,
+        has_zero_point=zero is not None,
+        has_k_order=order is not None,
+    )
+    return QuantizedTensor(_packed(codes), scales.mT, form, zero, order)
+
+
+def load_awq(qweight: Any, scales: Any, qzeros: Any) -> QuantizedTensor:
+    """Returns 4-bit AWQ weights (AutoAWQ's GEMM format).
+
+    Args:
+        qweight: int32 [E, K, N / 8]; a word holds eight columns in the order 0 2 4 6 1 3 5 7, lowest bits first.
+        scales: [E, K / group, N].
+        qzeros: int32 [E, K / group, N / 8], packed like ``qweight``.
+    """
+    import torch
+
+    words, sizes, zeros = _shape("qweight", qweight, DType.INT32), _shape("scales", scales, None), None
+    if len(words) != 3:
+        raise ArgumentError(argument="qweight", got=f"shape {list(words)}", expected="[E, K, N / 8]")
+    experts, k, n = words[0], words[1], words[2] * CODES_PER_WORD
+    if len(sizes) != 3 or sizes[0] != experts or sizes[2] != n or sizes[1] == 0 or k % sizes[1]:
+        raise ArgumentError(
+            argument="scales", got=f"shape {list(sizes)}", expected=f"[{experts}, K / group, {n}] with K = {k}"
+        )
+    zeros = _shape("qzeros", qzeros, DType.INT32)
+    if zeros != (experts, sizes[1], words[2]):
+        raise ArgumentError(
+            argument="qzeros",
+            got=f"shape {list(zeros)}",
+            expected=f"{[experts, sizes[1], words[2]]}, packed like qweight",
+        )
+    places = torch.tensor(AWQ_COLUMNS, device=qweight.device).argsort()  # column c is nibble places[c]
+
+    def columns(packed: Any) -> Any:
+        return _nibbles(packed).unflatten(-1, (-1, CODES_PER_WORD))[..., places].flatten(-2)
+
+    form = WeightFormat(
+        encoding=Encoding.UINT4,
+        scale_dtype=_scale_dtype(scales),
+        block_n=1,
+        block_k=k // sizes[1],
+        has_zero_point=True,
+    )
+    return QuantizedTensor(_packed(columns(qweight).mT), scales.mT, form, columns(qzeros).mT.contiguous())
+
+
+def fold_k_order(
+    w1: QuantizedTensor, w2: QuantizedTensor, *, interleaved: bool = False
+) -> tuple[QuantizedTensor, QuantizedTensor]:
+    """Returns (w1, w2) with the ``k_order`` of w2 moved into the order of w1's rows, which costs nothing at run time.
+
+    The activations between the GEMMs then come in the order in which w2 is stored. A bias of w1 has to be reordered
+    like its rows: ``row_order(w1, w2)`` says how. w1 is copied once; without an order both come back as they are.
+    """
+    rows = row_order(w1, w2, interleaved=interleaved)
+    if rows is None:
+        return w1, w2
+    import dataclasses
+
+    def sorted_rows(tensor: Any) -> Any:
+        if tensor is None or tensor.shape[1] == 1:
+            return tensor
+        return tensor.gather(1, rows.unsqueeze(-1).expand(rows.shape[0], rows.shape[1], tensor.shape[2]))
+
+    if w1.format.block_n > 1:
+        raise ArgumentError(argument="w1", got=f"format {w1.format}", expected="one scale per row: its rows move")
+    if w1.scale.shape[0] == 1 and w1.scale.shape[1] > 1:
+        raise ArgumentError(argument="w1", got="scales shared by all experts", expected="scales per expert")
+    moved = QuantizedTensor(
+        sorted_rows(w1.data), sorted_rows(w1.scale), w1.format, sorted_rows(w1.zero_point), w1.k_order
+    )
+    return moved, QuantizedTensor(w2.data, w2.scale, dataclasses.replace(w2.format, has_k_order=False), w2.zero_point)
+
+
+def row_order(w1: QuantizedTensor, w2: QuantizedTensor, *, interleaved: bool = False) -> Any:
+    """Returns int64 [E, rows of w1], where ``fold_k_order`` takes each of w1's rows from; None without an order."""
+    import torch
+
+    if w2.k_order is None:
+        return None
+    order, size = w2.k_order.to(torch.int64), w2.shape[2]
+    if w1.shape[1] == size:
+        return order
+    if w1.shape[1] != 2 * size:
+        raise ArgumentError(argument="w1", got=f"{w1.shape[1]} rows", expected=f"{size} or {2 * size}, for I = {size}")
+    if interleaved:
+        return torch.stack((2 * order, 2 * order + 1), dim=-1).flatten(1)
+    return torch.cat((order, order + size), dim=1)
+
+
+def _shape(name: str, value: Any, dtype: DType | None) -> tuple[int, ...]:
+    info = describe(name, adopt(name, value))
+    if dtype is not None and info.dtype is not dtype:
+        raise ArgumentError(argument=name, got=f"dtype {info.dtype_name}", expected=f"dtype {dtype.value}")
+    return info.shape
+
+
+def _scale_dtype(scale: Any) -> DType:
+    dtype = describe("scale", adopt("scale", scale)).dtype
+    if dtype not in (DType.FP32, DType.BF16, DType.FP16):
+        raise ArgumentError(argument="scale", got=f"dtype {scale.dtype}", expected="dtype fp32, bf16 or fp16")
+    return dtype
+
+
+def _fp8_encoding(data: Any) -> Encoding:
+    dtype = describe("data", adopt("data", data)).dtype
+    if dtype not in (DType.E4M3, DType.E5M2):
+        raise ArgumentError(argument="data", got=f"dtype {data.dtype}", expected="float8_e4m3fn or float8_e5m2")
+    return Encoding(dtype.value)
+
+
+def _group(data: Any, scale: Any, codes_per_byte: int) -> int:
+    """Returns K / blocks of the scales."""
+    codes, scales = _shape("data", data, None), _shape("scale", scale, None)
+    if len(codes) != 3 or len(scales) != 3 or scales[2] == 0 or codes[2] * codes_per_byte % scales[2]:
+        raise ArgumentError(
+            argument="scale", got=f"shape {list(scales)}", expected=f"[E, N, K / group] for codes {list(codes)}"
+        )
+    return codes[2] * codes_per_byte // scales[2]
+
+
+def _row_major(data: Any) -> Any:
+    """Returns [E, N, K] of [E, K, N], copied. Bytes are moved: torch copies float8 slowly."""
+    import torch
+
+    return data.view(torch.uint8).mT.contiguous().view(data.dtype)
+
+
+def _nibbles(words: Any) -> Any:
+    """Returns uint8 codes [..., 8 * n] of int32 words [..., n], lowest bits first."""
+    import torch
+
+    shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
+    return ((words.unsqueeze(-1) >> shifts) & 15).to(torch.uint8).flatten(-2)
+
+
+def _packed(codes: Any) -> Any:
+    """Returns bytes [E, N, K / 2] of codes [E, N, K], even k low."""
+    return (codes[..., 0::2] | codes[..., 1::2] << 4).contiguous()

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoint layouts, packed here by their definition, come back as the weights they were made of."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import jitmoe
+from jitmoe import reference
+from jitmoe.errors import ArgumentError
+
+E, N, K, GROUP = 2, 24, 64, 16
+
+
+def numbers(*shape: int, high: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scales(*shape: int) -> torch.Tensor:
+    return (torch.rand(*shape, generator=torch.Generator().manual_seed(9)) + 0.5).half()
+
+
+def packed_words(codes: torch.Tensor, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
+    """int32 words of eight codes of the last dimension; nibble i holds code order[i]."""
+    eight = codes.unflatten(-1, (-1, 8)).long()
+    words = sum(eight[..., column] << 4 * i for i, column in enumerate(order))
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def group_of(g_idx: torch.Tensor, per_group: torch.Tensor) -> torch.Tensor:
+    """[E, N, K] of values per group [E, groups, N]."""
+    return torch.stack([values[index].T for index, values in zip(g_idx, per_group, strict=True)])
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gptq(act_order, symmetric):
+    codes, zeros, scale = numbers(E, K, N), numbers(E, K // GROUP, N, seed=1), scales(E, K // GROUP, N)
+    g_idx = (torch.arange(K) // GROUP).repeat(E, 1)
+    if act_order:
+        g_idx = torch.stack([g_idx[e][torch.randperm(K, generator=torch.Generator().manual_seed(e))] for e in range(E)])
+    zero = torch.full_like(zeros, 8) if symmetric else zeros + 1
+    expected = (codes.mT - group_of(g_idx, zero)) * group_of(g_idx, scale).double()
+    loaded = jitmoe.load_gptq(
+        packed_words(codes.mT).mT, scale, None if symmetric else packed_words(zeros), g_idx.to(torch.int32)
+    )
+    assert (loaded.k_order is not None) == act_order
+    assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), expected)
+
+
+def test_the_second_format_of_gptq_stores_zero_points_as_they_are():
+    codes, zeros, scale = numbers(E, K, N), numbers(E, K // GROUP, N, seed=1), scales(E, K // GROUP, N)
+    loaded = jitmoe.load_gptq(packed_words(codes.mT).mT, scale, packed_words(zeros), zero_offset=0)
+    assert torch.equal(loaded.zero_point, zeros.mT)
+
+
+def test_awq():
+    codes, zeros, scale = numbers(E, K, N), numbers(E, K // GROUP, N, seed=1), scales(E, K // GROUP, N)
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    loaded = jitmoe.load_awq(packed_words(codes, order), scale, packed_words(zeros, order))
+    spread = [values.repeat_interleave(GROUP, 1).mT for values in (zeros, scale)]
+    assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), (codes.mT - spread[0]) * spread[1].double())
+
+
+def test_fp8_of_every_granularity():
+    values = torch.randn(E, 256, 384, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    plain = values.double()
+    for scale, spread in (
+        (torch.tensor(0.5), lambda s: s),
+        (torch.rand(E), lambda s: s[:, None, None]),
+        (torch.rand(E, 256), lambda s: s[:, :, None]),
+        (torch.rand(E, 2, 3), lambda s: s.repeat_interleave(128, 1).repeat_interleave(128, 2)),
+    ):
+        loaded = jitmoe.load_fp8(values, scale)
+        assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), plain * spread(scale.double()))
+        assert loaded.data.data_ptr() == values.data_ptr(), "copied"
+    scale = torch.rand(E, 3, 2)
+    loaded = jitmoe.load_fp8(values.view(torch.uint8).mT.contiguous().view(torch.float8_e4m3fn), scale, k_major=True)
+    spread_scale = scale.mT.repeat_interleave(128, 1).repeat_interleave(128, 2).double()
+    assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), plain * spread_scale)
+
+
+def test_microscaling_layouts():
+    made = jitmoe.quantize_mxfp4(torch.randn(E, N, K))
+    expected = reference.dequantize(made)
+    for blocks in (made.data, made.data.unflatten(2, (K // 32, 16))):
+        assert torch.equal(reference.dequantize(jitmoe.load_mxfp4(blocks, made.scale)), expected)
+    made = jitmoe.quantize_mxfp8(torch.randn(E, N, K))
+    swapped = made.data.view(torch.uint8).mT.contiguous().view(torch.float8_e4m3fn)
+    loaded = jitmoe.load_mxfp8(swapped, made.scale.mT.contiguous(), k_major=True)
+    assert torch.equal(reference.dequantize(loaded), reference.dequantize(made))
+    made = jitmoe.quantize_int4(torch.randn(E, N, K), group_size=32)
+    assert torch.equal(reference.dequantize(jitmoe.load_int4(made.data, made.scale)), reference.dequantize(made))
+
+
+@pytest.mark.parametrize("rows", ["ungated", "halves", "interleaved"])
+def test_folding_the_order_changes_no_result(rows):
+    i, h = 32, 16
+    order = torch.stack([torch.randperm(i, generator=torch.Generator().manual_seed(e)) for e in range(E)]).int()
+    w1 = jitmoe.quantize_int4(torch.randn(E, i if rows == "ungated" else 2 * i, h), group_size=8)
+    plain = jitmoe.quantize_int4(torch.randn(E, h, i), group_size=8)
+
+    w2 = jitmoe.QuantizedTensor(
+        plain.data, plain.scale, dataclasses.replace(plain.format, has_k_order=True), None, order
+    )
+    x, ids, weights = torch.randn(5, h), numbers(5, 2, high=E), torch.rand(5, 2)
+    options = {"activation": "relu2" if rows == "ungated" else "silu", "interleaved": rows == "interleaved"}
+    expected = reference.fused_moe(x, w1, w2, weights, ids, compute_dtype=torch.float64, **options)
+    folded = jitmoe.fold_k_order(w1, w2, interleaved=rows == "interleaved")
+    assert folded[1].k_order is None
+    result = reference.fused_moe(x, *folded, weights, ids, compute_dtype=torch.float64, **options)
+    assert torch.allclose(result, expected, rtol=1e-12, atol=1e-12)
+
+
+REFUSED = [
+    ("qweight", lambda: jitmoe.load_gptq(torch.zeros(E, 8, N), scales(E, 4, N))),
+    ("scales", lambda: jitmoe.load_gptq(torch.zeros(E, 8, N, dtype=torch.int32), scales(E, 4, N + 1))),
+    ("qzeros", lambda: jitmoe.load_awq(
+        torch.zeros(E, K, 3, dtype=torch.int32), scales(E, 4, N), torch.zeros(E, 4, 2, dtype=torch.int32))),
+    ("g_idx", lambda: jitmoe.load_gptq(
+        torch.zeros(E, 8, N, dtype=torch.int32), scales(E, 4, N), None, torch.zeros(E, K, dtype=torch.int32))),
+    ("scale", lambda: jitmoe.load_fp8(torch.zeros(E, 256, 256).to(torch.float8_e4m3fn), torch.rand(E, 3, 2))),
+    ("data", lambda: jitmoe.load_fp8(torch.zeros(E, 256, 256), torch.rand(E))),
+    ("blocks", lambda: jitmoe.load_mxfp4(torch.zeros(E, N, 2, 8, dtype=torch.uint8), torch.zeros(E, N, 2))),
+    ("scale", lambda: jitmoe.load_int4(torch.zeros(E, N, 32, dtype=torch.uint8), torch.rand(E, N, 7))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argument", "call"), REFUSED)
+def test_what_does_not_fit_is_named(argument, call):
+    with pytest.raises(ArgumentError) as refused:
+        call()
+    assert refused.value.argument == argument
