@@ -23,10 +23,10 @@ _CPP_TYPES = {
 
 def _cpp_constant(name: str, value: bool | int | Enum) -> str:
     if isinstance(value, Enum):
-        return f"static constexpr auto {name} = jitmoe::{type(value).__name__}::{value.value};"
+        return f"[[maybe_unused]] static constexpr auto {name} = jitmoe::{type(value).__name__}::{value.value};"
     if isinstance(value, bool):
-        return f"static constexpr bool {name} = {str(value).lower()};"
-    return f"static constexpr jitmoe::int32 {name} = {value};"
+        return f"[[maybe_unused]] static constexpr bool {name} = {str(value).lower()};"
+    return f"[[maybe_unused]] static constexpr jitmoe::int32 {name} = {value};"
 
 
 def _cpp_parameter(argument: Argument) -> str:

@@ -35,7 +35,7 @@ from jitmoe.plan.xe_specs import (
     XeVectorGateUp,
     XeWeights,
 )
-from jitmoe.problem import DType, Layout, MoEProblem
+from jitmoe.problem import DType, GateUp, Layout, MoEProblem
 
 IMPL = "xe"
 DPAS_DTYPES = (DType.BF16, DType.FP16)
@@ -128,18 +128,48 @@ class XeChoice:
         return self.gate_up.tile_rows
 
 
-def block2d_objections(
-    problem: MoEProblem, arch: XeArchitecture, which: str, *, columns: int, k: int, layout: Layout, half: int
-) -> list[str]:
-    """Returns why 2D block loads cannot read weights ``w1`` or ``w2``; none if they can.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Matrix:
+    """One of the two weight tensors as the main loops see it; strides in elements."""
 
-    Args:
-        columns, k: N and K of one expert's matrix.
-        half: column where the second block of a sub-group starts, 0 if next to the first.
-    """
-    stride = problem.w1_stride if which == "w1" else problem.w2_stride
-    expert_stride = problem.w1_expert_stride if which == "w1" else problem.w2_expert_stride
-    width, height = (k, columns) if layout is Layout.NK else (columns, k)
+    name: str
+    layout: Layout
+    columns: int  # N of one expert's matrix
+    k: int
+    stride: int
+    expert_stride: int
+    half: int  # column where the second block of a sub-group starts, 0 if next to the first
+    alternating_rows: bool  # nk: gate and up rows are read as two matrices with twice the stride
+
+    @classmethod
+    def of(cls, problem: MoEProblem, name: str) -> _Matrix:
+        if name == "w2":
+            return cls(
+                name=name,
+                layout=problem.w2_layout,
+                columns=problem.hidden_size,
+                k=problem.intermediate_size,
+                stride=problem.w2_stride,
+                expert_stride=problem.w2_expert_stride,
+                half=0,
+                alternating_rows=False,
+            )
+        return cls(
+            name=name,
+            layout=problem.w1_layout,
+            columns=problem.w1_rows,
+            k=problem.hidden_size,
+            stride=problem.w1_stride,
+            expert_stride=problem.w1_expert_stride,
+            half=problem.intermediate_size if problem.gate_up is GateUp.CONCATENATED else 0,
+            alternating_rows=problem.gate_up is GateUp.INTERLEAVED and problem.w1_layout is Layout.NK,
+        )
+
+
+def block2d_objections(problem: MoEProblem, arch: XeArchitecture, matrix: _Matrix) -> list[str]:
+    """Returns why 2D block loads cannot read a weight tensor; none if they can."""
+    stride, expert_stride = matrix.stride, matrix.expert_stride
+    width, height = (matrix.k, matrix.columns) if matrix.layout is Layout.NK else (matrix.columns, matrix.k)
     objections = []
     if not arch.has_block2d:
         objections.append(f"{arch.name} has no 2D block loads")
@@ -151,29 +181,24 @@ def block2d_objections(
         objections.append(f"the row pitch is {stride * 2} B, not a multiple of 16 B")
     if width * 2 % 4 or width * 2 < 64:
         objections.append(f"rows are {width * 2} B wide, not a multiple of 4 B and at least 64 B")
-    if layout is Layout.KN and half % 2:
-        objections.append(f"the up half starts at column {half}, which is not 4 B aligned")
-    if max(width * 2, stride * 2, height) > SURFACE_LIMIT:
+    if matrix.layout is Layout.KN and matrix.half % 2:
+        objections.append(f"the up half starts at column {matrix.half}, which is not 4 B aligned")
+    if max(width * 2, stride * 2 * (2 if matrix.alternating_rows else 1), height) > SURFACE_LIMIT:
         objections.append(f"{height} x {width * 2} B exceeds a surface's 2^24")
     return objections
 
 
 def weights_class(problem: MoEProblem, arch: XeArchitecture, which: str) -> tuple[XeWeights, str]:
     """Returns how the kernels read ``w1`` or ``w2`` and why."""
-    h, i = problem.hidden_size, problem.intermediate_size
-    if which == "w1":
-        layout, columns, k, half = problem.w1_layout, 2 * i, h, i
-        stride, expert_stride = problem.w1_stride, problem.w1_expert_stride
-    else:
-        layout, columns, k, half = problem.w2_layout, h, i, 0
-        stride, expert_stride = problem.w2_stride, problem.w2_expert_stride
-    objections = block2d_objections(problem, arch, which, columns=columns, k=k, layout=layout, half=half)
+    matrix = _Matrix.of(problem, which)
+    objections = block2d_objections(problem, arch, matrix)
     if not objections:
         return XeWeights.BLOCK2D, f"{which}: 2D block loads"
-    if arch.simd == 8 and layout is Layout.NK:
-        if k % K_STEP == 0 and stride % 2 == 0 and expert_stride % 2 == 0 and problem.base_alignment % 4 == 0:
+    if arch.simd == 8 and matrix.layout is Layout.NK:
+        even = matrix.stride % 2 == 0 and matrix.expert_stride % 2 == 0
+        if matrix.k % K_STEP == 0 and even and problem.base_alignment % 4 == 0:
             return XeWeights.ROW, f"{which}: row loads ({objections[0]})"
-        objections.append(f"row loads need K={k} to be a multiple of {K_STEP} and rows 4 B aligned")
+        objections.append(f"row loads need K={matrix.k} to be a multiple of {K_STEP} and rows 4 B aligned")
     return XeWeights.ELEMENT, f"{which}: 16-bit loads ({'; '.join(objections)})"
 
 
@@ -245,7 +270,7 @@ def choose(problem: MoEProblem, device: Device, configs: Sequence[TunedConfig] |
     """
     arch = architecture(device.arch)
     reasons = [f"{arch.name}: sub-groups of {arch.simd}{', ' + arch.note if arch.note else ''}"]
-    features.check(problem)
+    features.check(problem, features.PLAIN)
     _check_sizes(problem)
     emulated = device.kind is DeviceKind.XE_EMULATED
     if emulated:
@@ -306,6 +331,31 @@ def _check_sizes(problem: MoEProblem) -> None:
         raise UnsupportedProblemError(problem=str(problem), reasons=tuple(reasons))
 
 
+def gate_up_fields(problem: MoEProblem) -> dict[str, Any]:
+    """Returns the fields that gate_up kernels of both kinds have for what comes after their main loop."""
+    weighted = problem.router_weight_on_input
+    return {
+        "activation": problem.activation,
+        "gate_up": problem.gate_up,
+        "has_limit": problem.swiglu_limit is not None,
+        "has_bias": problem.w1_bias_dtype is not None,
+        "bias_dtype": problem.w1_bias_dtype or DType.FP32,
+        "router_weight_on_input": weighted,
+        "topk_weights_dtype": problem.topk_weights_dtype if weighted else DType.FP32,
+    }
+
+
+def down_fields(problem: MoEProblem) -> dict[str, Any]:
+    """The same for down kernels."""
+    weighted = not problem.router_weight_on_input
+    return {
+        "has_bias": problem.w2_bias_dtype is not None,
+        "bias_dtype": problem.w2_bias_dtype or DType.FP32,
+        "weighted": weighted,
+        "topk_weights_dtype": problem.topk_weights_dtype if weighted else DType.FP32,
+    }
+
+
 def _vector_kernels(problem: MoEProblem, emulated: bool) -> tuple[XeVectorGateUp, XeVectorDown]:
     def wide(layout: Layout, *strides: int) -> bool:
         aligned = problem.base_alignment % 4 == 0 and all(s * problem.dtype.num_bytes % 4 == 0 for s in strides)
@@ -322,13 +372,13 @@ def _vector_kernels(problem: MoEProblem, emulated: bool) -> tuple[XeVectorGateUp
         emulated=emulated,
         layout=problem.w1_layout,
         wide=wide(problem.w1_layout, problem.w1_stride, problem.w1_expert_stride, problem.x_row_stride),
-        activation=problem.activation,
+        **gate_up_fields(problem),
     )
     down = XeVectorDown(
         **common,
         layout=problem.w2_layout,
         wide=wide(problem.w2_layout, problem.w2_stride, problem.w2_expert_stride),
-        topk_weights_dtype=problem.topk_weights_dtype,
+        **down_fields(problem),
     )
     return gate_up, down
 
@@ -355,16 +405,8 @@ def _dpas_kernels(
         }
         packed = XeTokens.BLOCK2D if arch.has_block2d else XeTokens.PACKED
         return (
-            XeGateUp(
-                **common, layout=problem.w1_layout, weights=w1_class, tokens=tokens, activation=problem.activation
-            ),
-            XeDown(
-                **common,
-                layout=problem.w2_layout,
-                weights=w2_class,
-                tokens=packed,
-                topk_weights_dtype=problem.topk_weights_dtype,
-            ),
+            XeGateUp(**common, layout=problem.w1_layout, weights=w1_class, tokens=tokens, **gate_up_fields(problem)),
+            XeDown(**common, layout=problem.w2_layout, weights=w2_class, tokens=packed, **down_fields(problem)),
         )
 
     order: list[tuple[Tile, str]] = []
@@ -447,17 +489,24 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
         )
 
     gate_up = choice.gate_up
-    shared = {"hidden_size": h, "intermediate_size": i, "top_k": problem.top_k, "inter_pitch": inter_pitch}
+    shared = {
+        "hidden_size": h,
+        "intermediate_size": i,
+        "top_k": problem.top_k,
+        "inter_pitch": inter_pitch,
+        "topk_weights_row_stride": problem.topk_weights_row_stride,
+    }
+    numbers = {"swiglu_alpha": problem.swiglu_alpha, "swiglu_limit": problem.swiglu_limit or 0.0}
     w1 = {"w_expert_stride": problem.w1_expert_stride, "w_stride": problem.w1_stride}
     if isinstance(gate_up, XeGateUp):
-        column_tiles = _ceil_div(inter_pitch, gate_up.sub_groups_n * gate_up.tile_columns)
+        column_tiles = _ceil_div(inter_pitch, gate_up.sub_groups_n * gate_up.tile_columns)  # at most, ungated half
         x_stride = problem.x_row_stride if gate_up.tokens is XeTokens.GATHER else packed_pitch
         extra = {"x_stride": x_stride}
     else:
         column_tiles = _ceil_div(i, gate_up.local_size)
         extra = {"x_row_stride": problem.x_row_stride}
     grid = _grid(device, arch, gate_up, max_blocks * column_tiles)
-    steps.append(_launch(gate_up, grid, gate_up.local_size, **shared, **w1, **extra))
+    steps.append(_launch(gate_up, grid, gate_up.local_size, **shared, **w1, **extra, **numbers))
 
     down = choice.down
     width = 2 * (down.sub_groups_n * down.tile_columns if isinstance(down, XeDown) else down.local_size)
@@ -474,7 +523,6 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
                 **chunk,
                 w_expert_stride=problem.w2_expert_stride,
                 w_stride=problem.w2_stride,
-                topk_weights_row_stride=problem.topk_weights_row_stride,
             )
         )
         pieces = m * _ceil_div(here, 4 * choice.combine.simd)
@@ -491,7 +539,7 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
     return Plan(launches=tuple(steps), buffers=tuple(buffers), decisions=tuple(decisions))
 
 
-def _launch(spec: XeSpec, groups: int, local_size: int, **scalars: int) -> Launch:
+def _launch(spec: XeSpec, groups: int, local_size: int, **scalars: float) -> Launch:
     needed = {argument.name for argument in spec.ARGUMENTS if not argument.is_pointer}
     return Launch(
         spec=spec,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from jitmoe.problem import Activation, DType, Layout
+from jitmoe.problem import Activation, DType, GateUp, Layout
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 # Registers of fp32 accumulators from which a kernel needs 256-GRF mode, by sub-group size. From the spills that ocloc
@@ -144,11 +144,18 @@ class XeGateUp(XeGemm):
 
     KERNEL: ClassVar[str] = "xe_gate_up"
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        """in hidden_states, in packed_x, in w1, in sorted_pairs, in blocks, in num_blocks, out inter,
-        int32 hidden_size, int32 intermediate_size, int32 top_k, int32 inter_pitch, int64 x_stride,
-        int64 w_expert_stride, int64 w_stride"""
+        """in hidden_states, in packed_x, in w1, in w1_up, in w1_bias, in topk_weights, in sorted_pairs, in blocks,
+        in num_blocks, out inter, int32 hidden_size, int32 intermediate_size, int32 top_k, int32 inter_pitch,
+        int64 x_stride, int64 w_expert_stride, int64 w_stride, int64 topk_weights_row_stride, float32 swiglu_alpha,
+        float32 swiglu_limit"""
     )
     activation: Activation
+    gate_up: GateUp
+    has_limit: bool
+    has_bias: bool
+    bias_dtype: DType  # fp32 without a bias
+    router_weight_on_input: bool
+    topk_weights_dtype: DType  # fp32 unless router_weight_on_input
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +164,15 @@ class XeDown(XeGemm):
 
     KERNEL: ClassVar[str] = "xe_down"
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        """in inter, in w2, in topk_weights, in sorted_pairs, in blocks, in num_blocks, out partial,
+        """in inter, in w2, in w2_bias, in topk_weights, in sorted_pairs, in blocks, in num_blocks, out partial,
         int32 hidden_size, int32 intermediate_size, int32 top_k, int32 first_column, int32 num_columns,
         int32 partial_pitch, int64 inter_pitch, int64 w_expert_stride, int64 w_stride,
         int64 topk_weights_row_stride"""
     )
-    topk_weights_dtype: DType
+    has_bias: bool
+    bias_dtype: DType  # fp32 without a bias
+    weighted: bool  # by the routing weight; False where the first GEMM has applied it
+    topk_weights_dtype: DType  # fp32 unless weighted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,12 +196,19 @@ class XeVectorGateUp(XeVector):
 
     KERNEL: ClassVar[str] = "xe_vector_gate_up"
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        """in hidden_states, in w1, in sorted_pairs, in blocks, in num_blocks, out inter, int32 hidden_size,
-        int32 intermediate_size, int32 top_k, int32 inter_pitch, int64 x_row_stride, int64 w_expert_stride,
-        int64 w_stride"""
+        """in hidden_states, in w1, in w1_up, in w1_bias, in topk_weights, in sorted_pairs, in blocks, in num_blocks,
+        out inter, int32 hidden_size, int32 intermediate_size, int32 top_k, int32 inter_pitch, int64 x_row_stride,
+        int64 w_expert_stride, int64 w_stride, int64 topk_weights_row_stride, float32 swiglu_alpha,
+        float32 swiglu_limit"""
     )
     emulated: bool
     activation: Activation
+    gate_up: GateUp
+    has_limit: bool
+    has_bias: bool
+    bias_dtype: DType  # fp32 without a bias
+    router_weight_on_input: bool
+    topk_weights_dtype: DType  # fp32 unless router_weight_on_input
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,12 +217,15 @@ class XeVectorDown(XeVector):
 
     KERNEL: ClassVar[str] = "xe_vector_down"
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        """in inter, in w2, in topk_weights, in sorted_pairs, in blocks, in num_blocks, out partial,
+        """in inter, in w2, in w2_bias, in topk_weights, in sorted_pairs, in blocks, in num_blocks, out partial,
         int32 hidden_size, int32 intermediate_size, int32 top_k, int32 first_column, int32 num_columns,
         int32 partial_pitch, int64 inter_pitch, int64 w_expert_stride, int64 w_stride,
         int64 topk_weights_row_stride"""
     )
-    topk_weights_dtype: DType
+    has_bias: bool
+    bias_dtype: DType  # fp32 without a bias
+    weighted: bool  # by the routing weight; False where the first GEMM has applied it
+    topk_weights_dtype: DType  # fp32 unless weighted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from jitmoe.device import DeviceKind
 from jitmoe.pipeline import Pipeline, explain
 from jitmoe.plan import xe
 from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeTokens, XeWeights
-from jitmoe.problem import Activation, DType, Layout
+from jitmoe.problem import Activation, DType, GateUp, Layout
 
 NK, KN = Layout.NK, Layout.KN
 _MAP_NORESERVE = 0x4000  # Linux on x86; Python names it from 3.13 on
@@ -114,6 +114,56 @@ def test_layouts_of_both_weights_may_differ(pipeline: Pipeline, layouts: tuple[L
 @pytest.mark.parametrize("arch", ["lnl-m", "mtl"])
 def test_activations(pipeline: Pipeline, arch: str, activation: Activation) -> None:
     check(pipeline, case(m=9, h=64, i=48, e=3, k=2, activation=activation), arch)
+
+
+_GPT_OSS = {"activation": Activation.SWIGLU_OAI, "swiglu_limit": 1.5, "bias_dtype": DType.FP32}
+
+
+@pytest.mark.parametrize(("layout", "padding"), [(NK, 8), (NK, 1), (KN, 8), (KN, 3)])
+@pytest.mark.parametrize("gate_up", list(GateUp))
+@pytest.mark.parametrize("arch", ["bmg-g21", "dg2", "mtl"])
+def test_gate_and_up_layouts_with_biases(
+    pipeline: Pipeline, arch: str, gate_up: GateUp, layout: Layout, padding: int
+) -> None:
+    """Two row blocks, and columns that fill neither a tile nor the second block of an ungated one."""
+    shape = {"h": 96, "i": 72} if padding == 8 else {"h": 35, "i": 41}
+    one = case(
+        m=21, e=2, k=2, w1_layout=layout, w2_layout=layout, padding=padding, gate_up=gate_up, **shape, **_GPT_OSS
+    )
+    check(pipeline, one, arch)
+
+
+@pytest.mark.parametrize("layout", [NK, KN])
+@pytest.mark.parametrize("arch", ["bmg-g21", "dg2", "mtl"])
+def test_router_weight_on_input(pipeline: Pipeline, arch: str, layout: Layout) -> None:
+    """Applied before the bias and nowhere else; a nonlinear activation tells the places apart."""
+    one = case(
+        m=21,
+        h=96,
+        i=72,
+        e=2,
+        k=1,
+        w1_layout=layout,
+        w2_layout=layout,
+        bias_dtype=DType.BF16,
+        router_weight_on_input=True,
+        weights_dtype=DType.BF16,
+        gate_up=GateUp.UNGATED,
+        activation=Activation.RELU2,
+    )
+    check(pipeline, one, arch)
+
+
+def test_prefill_tiles_of_interleaved_and_ungated_weights(pipeline: Pipeline) -> None:
+    for gate_up, layout in ((GateUp.INTERLEAVED, KN), (GateUp.INTERLEAVED, NK), (GateUp.UNGATED, NK)):
+        rows = 133
+        one = case(
+            m=rows, h=96, i=264, e=2, k=1, w1_layout=layout, gate_up=gate_up, ids=torch.zeros(rows, 1), **_GPT_OSS
+        )
+        choice = xe.choose(one.problem, stream("bmg-g21").device, configs=())
+        assert isinstance(choice.gate_up, XeGateUp)
+        assert choice.gate_up.split_barrier
+        check(pipeline, one, "bmg-g21", choice)
 
 
 @pytest.mark.parametrize("layout", [NK, KN])

@@ -15,7 +15,7 @@ from jitmoe.compilers.base import ArtifactKind
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan import xe
 from jitmoe.plan.launch import Plan
-from jitmoe.problem import FUSED_MOE, Activation, DType, Layout, MoEProblem
+from jitmoe.problem import FUSED_MOE, Activation, DType, GateUp, Layout, MoEProblem
 from jitmoe.runtime import cpu, loader
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.stream import Stream, stream_of
@@ -41,23 +41,46 @@ class Case:
     """Host tensors of one call; weights are stored as their layouts say."""
 
     x: torch.Tensor
-    w1: torch.Tensor  # [E, 2I, H] or [E, H, 2I]
+    w1: torch.Tensor  # [E, rows, H] or [E, H, rows]
     w2: torch.Tensor  # [E, H, I] or [E, I, H]
     topk_weights: torch.Tensor
     topk_ids: torch.Tensor
     expert_map: torch.Tensor | None
     problem: MoEProblem
+    w1_up: torch.Tensor | None = None
+    w1_bias: torch.Tensor | None = None
+    w2_bias: torch.Tensor | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of the call by the names of the operation, without those that are absent."""
+        named = {
+            "hidden_states": self.x,
+            **{n: getattr(self, n) for n in ("w1", "w2", "topk_weights", "topk_ids", "expert_map")},
+            **{n: getattr(self, n) for n in ("w1_up", "w1_bias", "w2_bias")},
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def expected(self) -> torch.Tensor:
         """The float64 result."""
-        nk = (self.problem.w1_layout is Layout.NK, self.problem.w2_layout is Layout.NK)
+        one = self.problem
+
+        def rows(weights: torch.Tensor | None, layout: Layout) -> Any:
+            return weights if layout is Layout.NK or weights is None else weights.mT
+
         return reference.fused_moe(
             self.x,
-            self.w1 if nk[0] else self.w1.mT,
-            self.w2 if nk[1] else self.w2.mT,
+            rows(self.w1, one.w1_layout),
+            rows(self.w2, one.w2_layout),
             self.topk_weights,
             self.topk_ids,
-            activation=self.problem.activation,
+            activation=one.activation,
+            swiglu_alpha=one.swiglu_alpha,
+            swiglu_limit=one.swiglu_limit,
+            interleaved=one.gate_up is GateUp.INTERLEAVED,
+            w1_up=rows(self.w1_up, one.w1_layout),
+            w1_bias=self.w1_bias,
+            w2_bias=self.w2_bias,
+            apply_router_weight_on_input=one.router_weight_on_input,
             expert_map=self.expert_map,
             compute_dtype=torch.float64,
         )
@@ -80,9 +103,12 @@ def case(
     expert_map: torch.Tensor | None = None,
     padding: int = 0,
     seed: int = 0,
+    gate_up: GateUp = GateUp.CONCATENATED,
+    bias_dtype: DType | None = None,
+    **fields: Any,
 ) -> Case:
     """Returns random tensors; ``ids`` [m, k] or uniform routing; rows of x and weights get ``padding`` extra elements,
-    filled with NaN, which no kernel may use."""
+    filled with NaN, which no kernel may use; ``fields`` are further ones of the problem."""
     generator = torch.Generator().manual_seed(seed)
 
     def tensor(*shape: int, scale: float) -> torch.Tensor:
@@ -95,12 +121,20 @@ def case(
         return view
 
     x = tensor(m, h, scale=1.0)
-    w1 = tensor(*((e, 2 * i, h) if w1_layout is Layout.NK else (e, h, 2 * i)), scale=h**-0.5)
+    rows = i if gate_up in (GateUp.SEPARATE, GateUp.UNGATED) else 2 * i
+    shape = (e, rows, h) if w1_layout is Layout.NK else (e, h, rows)
+    w1 = tensor(*shape, scale=h**-0.5)
     w2 = tensor(*((e, h, i) if w2_layout is Layout.NK else (e, i, h)), scale=i**-0.5)
     if ids is None:
         ids = torch.randint(0, e, (m, k), generator=generator)
     topk_ids = ids.to(TORCH_DTYPES[ids_dtype])
     topk_weights = torch.rand(m, k, generator=generator).to(TORCH_DTYPES[weights_dtype])
+    w1_up = tensor(*shape, scale=h**-0.5) if gate_up is GateUp.SEPARATE else None
+    w1_bias, w2_bias = None, None
+    if bias_dtype is not None:
+        w1_rows = i if gate_up is GateUp.UNGATED else 2 * i
+        w1_bias = torch.randn(e, w1_rows, generator=generator).to(TORCH_DTYPES[bias_dtype])
+        w2_bias = torch.randn(e, h, generator=generator).to(TORCH_DTYPES[bias_dtype])
     problem = MoEProblem(
         num_tokens=m,
         hidden_size=h,
@@ -123,8 +157,23 @@ def case(
         topk_ids_row_stride=k,
         topk_weights_row_stride=k,
         base_alignment=64,
+        gate_up=gate_up,
+        w1_bias_dtype=bias_dtype,
+        w2_bias_dtype=bias_dtype,
+        **fields,
     )
-    return Case(x=x, w1=w1, w2=w2, topk_weights=topk_weights, topk_ids=topk_ids, expert_map=expert_map, problem=problem)
+    return Case(
+        x=x,
+        w1=w1,
+        w2=w2,
+        topk_weights=topk_weights,
+        topk_ids=topk_ids,
+        expert_map=expert_map,
+        problem=problem,
+        w1_up=w1_up,
+        w1_bias=w1_bias,
+        w2_bias=w2_bias,
+    )
 
 
 _kernels: dict[tuple[str, int], loader.Kernel] = {}
@@ -148,8 +197,8 @@ def run_plan(pipeline: Pipeline, plan: Plan, case: Case, on: Stream) -> torch.Te
     pipeline.build(plan.specs, on.device)  # in parallel
     with ThreadPoolExecutor(2) as pool:
         kernels = dict(zip(plan.specs, pool.map(lambda spec: load(pipeline, spec, on), plan.specs), strict=True))
-    tensors = [case.x, case.w1, case.w2, case.topk_weights, case.topk_ids, case.expert_map, out]
-    addresses = [None if t is None else t.data_ptr() for t in tensors]
+    tensors = {**case.tensors(), "out": out}
+    addresses = [tensors[name].data_ptr() if name in tensors else None for name in FUSED_MOE.tensors]
     BoundPlan(plan, kernels, FUSED_MOE.tensors).submit(on, addresses)
     on.wait()
     return out

@@ -22,7 +22,7 @@ from jitmoe.compilers.sycl_jit import find_sycl_jit
 from jitmoe.plan import xe
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeGemm, XeSpec
-from jitmoe.problem import Activation
+from jitmoe.problem import Activation, DType
 from jitmoe.source import render
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -197,11 +197,18 @@ def test_no_barrier_is_lost(ocloc: Ocloc, arch: str) -> None:
 @pytest.mark.ocloc
 @pytest.mark.parametrize("arch", ["pvc", "bmg-g21", "ptl-h", "cri", "dg2", "mtl"])
 def test_nothing_spills(ocloc: Ocloc, arch: str) -> None:
-    """Every kernel and tile of a bf16 plan with aligned and with odd sizes, and the activation that needs the most
+    """Every kernel and tile of a bf16 plan with aligned and with odd sizes, and the epilogue that needs the most
     registers; docs/isa-report.md has the full cross."""
     shapes = [(2048, 768), (2049, 769)]
+    most = {
+        "activation": Activation.GELU,
+        "swiglu_limit": 7.0,
+        "w1_bias_dtype": DType.BF16,
+        "w2_bias_dtype": DType.BF16,
+        "router_weight_on_input": True,
+    }
     problems = [
-        isa_report.problem(num_tokens=m, hidden_size=h, intermediate_size=i, activation=Activation.GELU)
+        dataclasses.replace(isa_report.problem(num_tokens=m, hidden_size=h, intermediate_size=i), **most)
         for m in (1, 512, 8192)
         for h, i in shapes
     ]

@@ -36,10 +36,10 @@ GOLDEN_TOY = """\
 
 namespace {
 struct Config {
-  static constexpr auto dtype = jitmoe::DType::bf16;
-  static constexpr auto layout = jitmoe::Layout::nk;
-  static constexpr jitmoe::int32 tile = 32;
-  static constexpr bool has_tail = false;
+  [[maybe_unused]] static constexpr auto dtype = jitmoe::DType::bf16;
+  [[maybe_unused]] static constexpr auto layout = jitmoe::Layout::nk;
+  [[maybe_unused]] static constexpr jitmoe::int32 tile = 32;
+  [[maybe_unused]] static constexpr bool has_tail = false;
 };
 }  // namespace
 
@@ -70,8 +70,8 @@ def test_golden_route_serial():
 
 namespace {
 struct Config {
-  static constexpr auto ids_dtype = jitmoe::DType::int64;
-  static constexpr bool has_expert_map = true;
+  [[maybe_unused]] static constexpr auto ids_dtype = jitmoe::DType::int64;
+  [[maybe_unused]] static constexpr bool has_expert_map = true;
 };
 }  // namespace
 

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: MIT
-// First grouped GEMM with the activation inside: inter[r] = act(x[t(r)] Wgate_e^T) * (x[t(r)] Wup_e^T)
+// First grouped GEMM with the activation inside: inter[r] = act(g) * u, g and u = v(r) * x[t(r)] W_e^T + bias_e
 //
-//   r = sorted pair (rows of one expert are neighbours), t(r) = sorted_pairs[r] / top_k, e = expert of r's row block
+//   r = sorted pair (rows of one expert are neighbours), p(r) = sorted_pairs[r], t(r) = p(r) / top_k, e = expert of r's row
+//   block; v(r) = topk_weights[p(r)] if router_weight_on_input, else 1; activations: epilogue/xe_activation.hpp
 //
 // | tensor        | shape               | dtype  | layout, owner
 // | hidden_states | [M][H]              | dtype  | row stride x_stride; read if tokens == gather; caller's
 // | packed_x      | [pairs][x_stride]   | dtype  | rows by sorted pair, zeros after H; read otherwise; workspace
-// | w1            | [E][2I][H] or       | dtype  | nk: row stride w_stride; kn: [E][H][2I]; gate 0..I-1, up I..2I-1
+// | w1            | [E][N][H] or        | dtype  | nk: row stride w_stride; kn: [E][H][N]; N = 2I: gate 0..I-1, up I..2I-1,
+// |               |                     |        | or g0 u0 g1 u1 ... if interleaved; N = I if separate or ungated
+// | w1_up         | as w1               | dtype  | the up rows if separate
+// | w1_bias       | [E][rows]           | bias_dtype | ordered like w1's rows, w1_up's after them; read if has_bias
+// | topk_weights  | [M][k]              | topk_weights_dtype | row stride topk_weights_row_stride; if router_weight_on_input
 // | sorted_pairs  | [pairs]             | int32  | workspace
 // | blocks        | [num_blocks][4]     | int32  | workspace; at most sub_groups_m * tile_rows rows each
 // | inter         | [pairs][inter_pitch]| dtype  | workspace; columns I..inter_pitch-1 become zeros
@@ -26,6 +31,9 @@ struct XeGateUpArgs {
   const void* hidden_states;
   const void* packed_x;
   const void* w1;
+  const void* w1_up;
+  const void* w1_bias;
+  const void* topk_weights;
   const void* sorted_pairs;
   const void* blocks;
   const void* num_blocks;
@@ -37,72 +45,137 @@ struct XeGateUpArgs {
   int64 x_stride;
   int64 w_expert_stride;
   int64 w_stride;
+  int64 topk_weights_row_stride;
+  float swiglu_alpha;
+  float swiglu_limit;
 };
 
 template <class Config> struct XeGateUpEpilogue {
-  uint16* rows;  // of the row block
+  static constexpr bool kUngated = Config::gate_up == GateUp::ungated;
+  static constexpr bool kWeighted = Config::router_weight_on_input;
+
+  const XeGateUpArgs& args;
+  uint16* rows;        // of the row block
+  const int32* pairs;  // of the row block
+  int64 bias;          // position of the expert's biases
   int32 count;
-  int32 intermediate_size;
-  int32 pitch;
   int32 row;
+  float weight;        // of the lane's row; weights as B: of row + lane % 8
 
-  static float gated(float gate, float up) { return epilogue::xe_activate<Config::activation>(gate) * up; }
+  XeGateUpEpilogue(const XeGateUpArgs& from, const scheduler::Tile& tile)
+      : args(from),
+        rows(static_cast<uint16*>(from.inter) + int64(tile.first) * from.inter_pitch),
+        pairs(static_cast<const int32*>(from.sorted_pairs) + tile.first),
+        bias(int64(tile.expert) * (kUngated ? 1 : 2) * from.intermediate_size),
+        count(tile.count),
+        row(0),
+        weight(1.0f) {}
 
-  void begin_row(int32 lane_row) { row = lane_row; }
-  void begin_rows(int32 first_row) { row = first_row; }
+  void look_up_weight(int32 lane_row) {
+    if constexpr (kWeighted) {
+      const int32 pair = pairs[lane_row < count ? lane_row : count - 1];
+      weight = routing_weight<Config::topk_weights_dtype>(args.topk_weights, pair, args.top_k,
+                                                          args.topk_weights_row_stride);
+    }
+  }
+  void begin_row(int32 lane_row) {
+    row = lane_row;
+    look_up_weight(lane_row);
+  }
+  void begin_rows(int32 first_row) {
+    row = first_row;
+    look_up_weight(first_row + arch::lane_id() % 8);
+  }
 
-  void token_lanes(int32 column, f32x8 gate, f32x8 up) const {
-    if (column >= pitch) return;
-    const int32 kept = intermediate_size - column;  // of the eight; the zeros after I are the K padding of xe_down
+  // The bias of half q of column n; columns after I, whose results are dropped, get the last one's.
+  float bias_of(int32 n, int32 q) const {
+    if constexpr (!Config::has_bias) return 0.0f;
+    const int32 inside = n < args.intermediate_size ? n : args.intermediate_size - 1;
+    return arch::read_float<Config::bias_dtype>(
+        args.w1_bias, bias + epilogue::w1_row<Config::gate_up>(inside, q, args.intermediate_size));
+  }
+
+  float result(float gate, float up, float scale, float gate_bias, float up_bias) const {
+    if constexpr (kWeighted) gate *= scale, up *= scale;
+    if constexpr (Config::has_bias) gate += gate_bias, up += up_bias;
+    return epilogue::xe_gated<Config>(gate, up, {args.swiglu_alpha, args.swiglu_limit});
+  }
+
+  void store_token_lanes(int32 column, f32x8 gate, f32x8 up) const {
+    if (column >= args.inter_pitch) return;
+    const int32 kept = args.intermediate_size - column;  // of the eight; the zeros after I are the K padding of xe_down
     arch::u32x4 packed;
     _Pragma("unroll") for (int32 i = 0; i < 4; ++i) {
-      packed[i] = arch::narrow_pair<Config::emulated, Config::dtype>(gated(gate[2 * i], up[2 * i]),
-                                                                     gated(gate[2 * i + 1], up[2 * i + 1]));
+      float pair[2];
+      _Pragma("unroll") for (int32 h = 0; h < 2; ++h) {
+        const int32 m = 2 * i + h;
+        pair[h] = result(gate[m], up[m], weight, bias_of(column + m, 0), kUngated ? 0.0f : bias_of(column + m, 1));
+      }
+      packed[i] = arch::narrow_pair<Config::emulated, Config::dtype>(pair[0], pair[1]);
       const int32 left = kept - 2 * i;
       packed[i] &= left >= 2 ? 0xffffffffu : left == 1 ? 0xffffu : 0u;
     }
-    if (row < count) *reinterpret_cast<arch::u32x4*>(rows + int64(row) * pitch + column) = packed;
+    if (row < count) *reinterpret_cast<arch::u32x4*>(rows + int64(row) * args.inter_pitch + column) = packed;
   }
 
-  void column_lanes(int32 column, f32x8 gate, f32x8 up) const {
-    if (column >= pitch) return;
-    const bool keep = column + arch::lane_id() < intermediate_size;
+  void token_lanes(int32 column, f32x8 first, f32x8 second) const {
+    store_token_lanes(column, first, second);
+    if constexpr (kUngated) store_token_lanes(column + Config::tile_columns, second, second);
+  }
+
+  void store_column_lanes(int32 column, f32x8 gate, f32x8 up) const {
+    if (column >= args.inter_pitch) return;
+    const int32 n = column + arch::lane_id();
+    const bool keep = n < args.intermediate_size;
+    const float gate_bias = bias_of(n, 0), up_bias = kUngated ? 0.0f : bias_of(n, 1);
     arch::i16x8 narrow;
-    _Pragma("unroll") for (int32 m = 0; m < 8; ++m)
-      narrow[m] = arch::narrow<Config::emulated, Config::dtype>(keep ? gated(gate[m], up[m]) : 0.0f);
+    _Pragma("unroll") for (int32 m = 0; m < 8; ++m) {
+      const float scale = kWeighted ? arch::shuffle(weight, m) : 1.0f;
+      const float value = result(gate[m], up[m], scale, gate_bias, up_bias);
+      narrow[m] = arch::narrow<Config::emulated, Config::dtype>(keep ? value : 0.0f);
+    }
     if constexpr (Config::simd == 16) {
-      const arch::StorePayload<Config::emulated> block(arch::Surface{rows, pitch * 2, count, pitch * 2}, column,
-                                                       row);
+      const int32 pitch = args.inter_pitch * 2;
+      const arch::StorePayload<Config::emulated> block(arch::Surface{rows, pitch, count, pitch}, column, row);
       arch::store(block, 0, 0, narrow);
     } else {
       _Pragma("unroll") for (int32 m = 0; m < 8; ++m)
-        if (row + m < count) rows[int64(row + m) * pitch + column + arch::lane_id()] = uint16(narrow[m]);
+        if (row + m < count) rows[int64(row + m) * args.inter_pitch + n] = uint16(narrow[m]);
     }
+  }
+
+  void column_lanes(int32 column, f32x8 first, f32x8 second) const {
+    store_column_lanes(column, first, second);
+    if constexpr (kUngated) store_column_lanes(column + Config::tile_columns, second, second);
   }
 };
 
 template <class Config> inline void xe_gate_up(const XeGateUpArgs& args) {
+  constexpr bool kUngated = Config::gate_up == GateUp::ungated, kSeparate = Config::gate_up == GateUp::separate;
+  constexpr bool kInterleaved = Config::gate_up == GateUp::interleaved;
+  constexpr bool kAlternatingRows = kInterleaved && Config::layout == Layout::nk;
   XeGroupedGemm gemm{};
   gemm.x = Config::tokens == XeTokens::gather ? args.hidden_states : args.packed_x;
   gemm.sorted_pairs = static_cast<const int32*>(args.sorted_pairs);
   gemm.blocks = static_cast<const int32*>(args.blocks);
   gemm.num_blocks = static_cast<const int32*>(args.num_blocks);
-  gemm.w = args.w1;
+  gemm.w[0] = args.w1;
+  gemm.w[1] = kSeparate ? args.w1_up : args.w1;
   gemm.x_stride = args.x_stride;
   gemm.w_expert_stride = args.w_expert_stride;
-  gemm.w_stride = args.w_stride;
+  gemm.w_stride = kAlternatingRows ? 2 * args.w_stride : args.w_stride;
   gemm.top_k = args.top_k;
   gemm.k = args.hidden_size;
-  gemm.w_columns = 2 * args.intermediate_size;
+  gemm.w_columns = kUngated || kSeparate || kAlternatingRows ? args.intermediate_size : 2 * args.intermediate_size;
   gemm.first_column = 0;
-  gemm.second_block = args.intermediate_size;
+  gemm.second_block = Config::gate_up == GateUp::concatenated ? args.intermediate_size
+                      : kUngated || kPairedLanes<Config>      ? Config::tile_columns
+                                                              : 0;
+  gemm.second_k = kAlternatingRows ? int32(args.w_stride) : 0;
   gemm.columns = args.inter_pitch;
-  gemm.column_step = Config::tile_columns;
-  auto* inter = static_cast<uint16*>(args.inter);
-  xe_grouped_gemm<Config>(gemm, [&](const scheduler::Tile& tile) {
-    return XeGateUpEpilogue<Config>{inter + int64(tile.first) * args.inter_pitch, tile.count, args.intermediate_size,
-                                    args.inter_pitch, 0};
-  });
+  gemm.column_step = kUngated ? 2 * Config::tile_columns : Config::tile_columns;
+  xe_grouped_gemm<Config>(gemm,
+                          [&](const scheduler::Tile& tile) { return XeGateUpEpilogue<Config>(args, tile); });
 }
 
 }  // namespace jitmoe::kernel

@@ -6,6 +6,7 @@
 // expert x sub_groups_n sub-tiles of two column blocks. SLM: mainloop/k_slices.hpp.
 #pragma once
 
+#include <jitmoe/epilogue/routing_weight.hpp>
 #include <jitmoe/mainloop/k_slices.hpp>
 #include <jitmoe/mainloop/xe_weights_a.hpp>
 #include <jitmoe/mainloop/xe_weights_b.hpp>
@@ -14,24 +15,44 @@
 namespace jitmoe::kernel {
 
 using arch::f32x8;
+using epilogue::routing_weight;
 
 struct XeGroupedGemm {
   const void* x;               // gather: hidden_states [M][x_stride]; else packed rows [pairs][x_stride]
   const int32* sorted_pairs;   // [pairs]
   const int32* blocks;         // [num_blocks][4]
   const int32* num_blocks;     // [1]
-  const void* w;               // [E] matrices
+  const void* w[2];            // [E] matrices, of the first and of the second column block
   int64 x_stride;              // elements
   int64 w_expert_stride;       // elements
-  int64 w_stride;              // elements
+  int64 w_stride;              // elements, mainloop::Weights
   int32 top_k;
   int32 k;                     // K of the weights
-  int32 w_columns;             // columns of one expert's matrix
+  int32 w_columns;             // columns of one matrix
   int32 first_column;          // column that output column 0 comes from
   int32 second_block;          // distance of the second column block from the first
+  int32 second_k;              // mainloop::Weights::first_k of the second block
   int32 columns;               // output columns to go through (of the first block)
   int32 column_step;           // output columns per sub-group
 };
+
+// [K][N] weights with alternating gate and up columns: both blocks are read as they lie, and neighbouring lanes of the
+// accumulators are a column's gate and up.
+template <class Config> constexpr bool kPairedLanes = false;
+template <class Config>
+  requires(Config::gate_up == GateUp::interleaved && Config::layout == Layout::kn)
+constexpr bool kPairedLanes<Config> = true;
+
+// Lane n of the result: lane 2n + odd of `low` and `high` side by side.
+template <int32 simd> inline f32x8 every_other(f32x8 low, f32x8 high, int32 odd) {
+  const int32 lane = arch::lane_id(), from = (2 * lane + odd) % simd;
+  f32x8 out;
+  _Pragma("unroll") for (int32 m = 0; m < 8; ++m) {
+    const float first = arch::shuffle(float(low[m]), from), second = arch::shuffle(float(high[m]), from);
+    out[m] = 2 * lane < simd ? first : second;
+  }
+  return out;
+}
 
 // Which operand the weights are, and so whether an accumulator's lanes are tokens or columns.
 template <class Config> constexpr bool kTokenLanes = Config::layout == Layout::nk && Config::simd == 16;
@@ -66,11 +87,15 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
         const int32 column = tile.column * tile_columns + place.n * gemm.column_step;
         const bool active = row < tile.count && column < gemm.columns;
 
-        const mainloop::Weights w{static_cast<const uint16*>(gemm.w) + tile.expert * gemm.w_expert_stride,
-                                  gemm.w_stride,
-                                  gemm.w_columns,
-                                  gemm.k,
-                                  {gemm.first_column + column, gemm.first_column + column + gemm.second_block}};
+        const int64 expert = tile.expert * gemm.w_expert_stride;
+        const int32 w_column = gemm.first_column + column * (kPairedLanes<Config> ? 2 : 1);
+        const mainloop::Weights w{
+            {static_cast<const uint16*>(gemm.w[0]) + expert, static_cast<const uint16*>(gemm.w[1]) + expert},
+            gemm.w_stride,
+            gemm.w_columns,
+            gemm.k,
+            {w_column, w_column + gemm.second_block},
+            {0, gemm.second_k}};
         mainloop::Tokens x{static_cast<const uint16*>(gemm.x),
                            gemm.sorted_pairs + tile.first,
                            gemm.x_stride,
@@ -98,8 +123,18 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
         } else {
           _Pragma("unroll(MainLoop::kUnroll)") for (int32 i = 0; i < MainLoop::kTokenBlocks; ++i) {
             epilogue.begin_rows(row + 8 * i);
-            _Pragma("unroll(MainLoop::kUnroll)") for (int32 j = 0; j < MainLoop::kColumnBlocks; ++j)
-              epilogue.column_lanes(column + kSimd * j, acc[MainLoop::index(0, j, i)], acc[MainLoop::index(1, j, i)]);
+            _Pragma("unroll(MainLoop::kUnroll)") for (int32 j = 0; j < MainLoop::kColumnBlocks; ++j) {
+              if constexpr (kPairedLanes<Config>) {
+                constexpr int32 kBlocks = MainLoop::kColumnBlocks;
+                const f32x8 low = acc[MainLoop::index(2 * j / kBlocks, 2 * j % kBlocks, i)];
+                const f32x8 high = acc[MainLoop::index((2 * j + 1) / kBlocks, (2 * j + 1) % kBlocks, i)];
+                epilogue.column_lanes(column + kSimd * j, every_other<kSimd>(low, high, 0),
+                                      every_other<kSimd>(low, high, 1));
+              } else {
+                epilogue.column_lanes(column + kSimd * j, acc[MainLoop::index(0, j, i)],
+                                      acc[MainLoop::index(1, j, i)]);
+              }
+            }
           }
         }
       });

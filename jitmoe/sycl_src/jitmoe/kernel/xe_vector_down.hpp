@@ -3,13 +3,17 @@
 // numerics as mainloop/xe_vector.hpp. Row blocks hold at most tile_rows rows.
 #pragma once
 
+#include <jitmoe/epilogue/routing_weight.hpp>
 #include <jitmoe/mainloop/xe_vector.hpp>
 
 namespace jitmoe::kernel {
 
+using epilogue::routing_weight;
+
 struct XeVectorDownArgs {
   const void* inter;
   const void* w2;
+  const void* w2_bias;
   const void* topk_weights;
   const void* sorted_pairs;
   const void* blocks;
@@ -39,26 +43,32 @@ template <class Config> inline void xe_vector_down(const XeVectorDownArgs& args)
       static_cast<const int32*>(args.blocks), *static_cast<const int32*>(args.num_blocks), num_column_tiles,
       int32(item.get_group(0)), int32(item.get_group_range(0)), [&](const scheduler::Tile& tile) {
         const int32 n = tile.column * 2 * kColumns + int32(item.get_local_id(0));
-        int32 column[2];
+        const auto* matrix = static_cast<const Element*>(args.w2) + tile.expert * args.w_expert_stride;
+        const Element* w[2];
+        float bias[2] = {};
         const Element* rows[kRows];
         _Pragma("unroll") for (int32 q = 0; q < 2; ++q) {
           const int32 here = n + q * kColumns;
-          column[q] = args.first_column + (here < args.num_columns ? here : args.num_columns - 1);
+          const int32 column = args.first_column + (here < args.num_columns ? here : args.num_columns - 1);
+          w[q] = MainLoop::column(matrix, column, args.w_stride);
+          if constexpr (Config::has_bias)
+            bias[q] = arch::read_float<Config::bias_dtype>(args.w2_bias, int64(tile.expert) * args.hidden_size + column);
         }
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m)
           rows[m] = static_cast<const Element*>(args.inter) +
                     int64(tile.first + (m < tile.count ? m : tile.count - 1)) * args.inter_pitch;
         float acc[2][kRows] = {};
-        MainLoop::run(acc, static_cast<const Element*>(args.w2) + tile.expert * args.w_expert_stride, args.w_stride,
-                      column, rows, args.intermediate_size);
+        MainLoop::run(acc, w, args.w_stride, rows, args.intermediate_size);
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
           if (m >= tile.count) continue;
           const int32 pair = pairs[tile.first + m];
-          const int64 position = pair / args.top_k * args.topk_weights_row_stride + pair % args.top_k;
-          const float weight = arch::read_float<Config::topk_weights_dtype>(args.topk_weights, position);
+          float weight = 1.0f;
+          if constexpr (Config::weighted)
+            weight = routing_weight<Config::topk_weights_dtype>(args.topk_weights, pair, args.top_k,
+                                                                args.topk_weights_row_stride);
           auto* row = static_cast<float*>(args.partial) + int64(pair) * args.partial_pitch;
-          if (n < args.num_columns) row[n] = acc[0][m] * weight;
-          if (n + kColumns < args.num_columns) row[n + kColumns] = acc[1][m] * weight;
+          if (n < args.num_columns) row[n] = (acc[0][m] + bias[0]) * weight;
+          if (n + kColumns < args.num_columns) row[n + kColumns] = (acc[1][m] + bias[1]) * weight;
         }
       });
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 // First grouped GEMM with the activation, without dpas: tensors and formula as kernel/xe_gate_up.hpp, tokens gathered
 // from hidden_states; nd_range and numerics as mainloop/xe_vector.hpp. Row blocks hold at most tile_rows rows.
+// A work-item's two columns are a gate column and its up column, or without a gate two of x that are S * sub_groups apart.
 #pragma once
 
+#include <jitmoe/epilogue/routing_weight.hpp>
 #include <jitmoe/epilogue/xe_activation.hpp>
 #include <jitmoe/mainloop/xe_vector.hpp>
 
@@ -11,6 +13,9 @@ namespace jitmoe::kernel {
 struct XeVectorGateUpArgs {
   const void* hidden_states;
   const void* w1;
+  const void* w1_up;
+  const void* w1_bias;
+  const void* topk_weights;
   const void* sorted_pairs;
   const void* blocks;
   const void* num_blocks;
@@ -22,34 +27,61 @@ struct XeVectorGateUpArgs {
   int64 x_row_stride;
   int64 w_expert_stride;
   int64 w_stride;
+  int64 topk_weights_row_stride;
+  float swiglu_alpha;
+  float swiglu_limit;
 };
 
 template <class Config> inline void xe_vector_gate_up(const XeVectorGateUpArgs& args) {
   using MainLoop = mainloop::XeVector<Config>;
   using Element = typename MainLoop::Element;
   constexpr int32 kRows = Config::tile_rows, kColumns = Config::sub_groups * Config::simd;
+  constexpr bool kUngated = Config::gate_up == GateUp::ungated, kSeparate = Config::gate_up == GateUp::separate;
+  constexpr int32 kTile = kUngated ? 2 * kColumns : kColumns;
   const auto item = nd_item<1>();
   const auto* pairs = static_cast<const int32*>(args.sorted_pairs);
-  const int32 num_column_tiles = (args.intermediate_size + kColumns - 1) / kColumns;
+  const int32 num_column_tiles = (args.intermediate_size + kTile - 1) / kTile;
 
   scheduler::for_each_tile(
       static_cast<const int32*>(args.blocks), *static_cast<const int32*>(args.num_blocks), num_column_tiles,
       int32(item.get_group(0)), int32(item.get_group_range(0)), [&](const scheduler::Tile& tile) {
-        const int32 n = tile.column * kColumns + int32(item.get_local_id(0));
-        const int32 safe = n < args.intermediate_size ? n : args.intermediate_size - 1;
+        const int32 n = tile.column * kTile + int32(item.get_local_id(0));
+        const Element* w[2];
+        float bias[2] = {};
+        _Pragma("unroll") for (int32 q = 0; q < 2; ++q) {
+          const int32 here = kUngated ? n + q * kColumns : n;
+          const int32 safe = here < args.intermediate_size ? here : args.intermediate_size - 1;
+          const int32 row = epilogue::w1_row<Config::gate_up>(safe, q, args.intermediate_size);
+          const void* tensor = kSeparate && q == 1 ? args.w1_up : args.w1;
+          w[q] = MainLoop::column(static_cast<const Element*>(tensor) + tile.expert * args.w_expert_stride,
+                                  kSeparate ? safe : row, args.w_stride);
+          if constexpr (Config::has_bias)
+            bias[q] = arch::read_float<Config::bias_dtype>(
+                args.w1_bias, int64(tile.expert) * (kUngated ? 1 : 2) * args.intermediate_size + row);
+        }
         const Element* rows[kRows];
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
           const int32 token = pairs[tile.first + (m < tile.count ? m : tile.count - 1)] / args.top_k;
           rows[m] = static_cast<const Element*>(args.hidden_states) + token * args.x_row_stride;
         }
         float acc[2][kRows] = {};
-        MainLoop::run(acc, static_cast<const Element*>(args.w1) + tile.expert * args.w_expert_stride, args.w_stride,
-                      {safe, args.intermediate_size + safe}, rows, args.hidden_size);
+        MainLoop::run(acc, w, args.w_stride, rows, args.hidden_size);
         auto* inter = static_cast<Element*>(args.inter) + int64(tile.first) * args.inter_pitch;
-        _Pragma("unroll") for (int32 m = 0; m < kRows; ++m)
-          if (m < tile.count && n < args.intermediate_size)
-            inter[int64(m) * args.inter_pitch + n] = arch::narrow<Config::emulated, Config::dtype>(
-                epilogue::xe_activate<Config::activation>(acc[0][m]) * acc[1][m]);
+        _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
+          if (m >= tile.count) continue;
+          float weight = 1.0f;
+          if constexpr (Config::router_weight_on_input)
+            weight = epilogue::routing_weight<Config::topk_weights_dtype>(args.topk_weights, pairs[tile.first + m],
+                                                                          args.top_k, args.topk_weights_row_stride);
+          const float first = acc[0][m] * weight + bias[0], second = acc[1][m] * weight + bias[1];
+          const auto keep = [&](int32 column, float gate, float up) {
+            if (column >= args.intermediate_size) return;
+            inter[int64(m) * args.inter_pitch + column] = arch::narrow<Config::emulated, Config::dtype>(
+                epilogue::xe_gated<Config>(gate, up, {args.swiglu_alpha, args.swiglu_limit}));
+          };
+          keep(n, first, second);
+          if constexpr (kUngated) keep(n + kColumns, second, second);
+        }
       });
 }
 

@@ -13,13 +13,25 @@ namespace jitmoe::mainloop {
 
 constexpr int32 kStep = 32;  // elements of K per step: one 64 B line of a 16-bit row, two dpas deep
 
+// Element (n, k) of block q: nk: matrix[q][n * stride + first_k[q] + k], kn: matrix[q][k * stride + n].
 struct Weights {
-  const uint16* matrix;  // one expert's; nk: [columns][K], kn: [K][columns]
-  int64 stride;          // elements between rows of the storage
-  int32 columns;         // in the matrix, beyond which nothing may be read
-  int32 k;               // K without padding
-  int32 column[2];       // first column of the sub-group's two blocks
+  const uint16* matrix[2];  // one expert's, per block; two tensors only if gate and up rows are separate
+  int64 stride;             // elements between rows of the storage; nk, alternating gate and up rows: twice that
+  int32 columns;            // in the matrix, beyond which nothing may be read
+  int32 k;                  // K without padding
+  int32 column[2];          // first column of the sub-group's two blocks
+  int32 first_k[2];         // nk, alternating gate and up rows: an up row starts where its gate row's neighbour does
 };
+
+// What prefetches need of block q; an index known at run time only would put the whole struct into memory.
+struct Block {
+  const uint16* matrix;
+  int32 column;
+  int32 first_k;
+};
+inline Block block_of(const Weights& w, int32 q) {
+  return q == 0 ? Block{w.matrix[0], w.column[0], w.first_k[0]} : Block{w.matrix[1], w.column[1], w.first_k[1]};
+}
 
 struct Tokens {
   const uint16* rows;         // gather: hidden_states; else the first packed row of the row block

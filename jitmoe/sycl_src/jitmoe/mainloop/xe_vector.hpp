@@ -33,14 +33,20 @@ template <class Config> struct XeVector {
     return out;
   }
 
-  // column[q] is clamped by the caller to one that exists; rows[m] repeats the last row past the count.
-  static void run(float (&acc)[2][kRows], const Element* w, int64 w_stride, const int32 (&column)[2],
+  // First element of column n of one expert's matrix.
+  static const Element* column(const Element* matrix, int32 n, int64 w_stride) {
+    return matrix + (Config::layout == Layout::nk ? n * w_stride : n);
+  }
+
+  // w[q]: column q of the lane's pair, clamped by the caller to one that exists; rows[m] repeats the last row past the
+  // count.
+  static void run(float (&acc)[2][kRows], const Element* const (&w)[2], int64 w_stride,
                   const Element* const (&rows)[kRows], int32 k_end) {
     int32 k = 0;
     if constexpr (Config::wide) {
       static_assert(Config::layout == Layout::nk, "wide loads run along a contiguous K");
       for (; k + kWide <= k_end; k += kWide) {
-        const Wide w0 = load_wide(w + column[0] * w_stride + k), w1 = load_wide(w + column[1] * w_stride + k);
+        const Wide w0 = load_wide(w[0] + k), w1 = load_wide(w[1] + k);
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
           const Wide x = load_wide(rows[m] + k);
           _Pragma("unroll") for (int32 i = 0; i < kWide; ++i) {
@@ -51,9 +57,8 @@ template <class Config> struct XeVector {
       }
     }
     for (; k < k_end; ++k) {
-      const bool nk = Config::layout == Layout::nk;
-      const float w0 = value(w[nk ? column[0] * w_stride + k : k * w_stride + column[0]]);
-      const float w1 = value(w[nk ? column[1] * w_stride + k : k * w_stride + column[1]]);
+      const int64 at = Config::layout == Layout::nk ? k : k * w_stride;
+      const float w0 = value(w[0][at]), w1 = value(w[1][at]);
       _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
         const float x = value(rows[m][k]);
         acc[0][m] += x * w0;

@@ -49,8 +49,9 @@ template <class Config> struct XeWeightsA {
 
   static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
 
-  static arch::Surface weight_surface(const Weights& w) {
-    return {w.matrix, w.k * 2, w.columns, int32(w.stride * 2)};
+  static arch::Surface weight_surface(const Weights& w, int32 q) {
+    const Block block = block_of(w, q);
+    return {block.matrix, (block.first_k + w.k) * 2, w.columns, int32(w.stride * 2)};
   }
   static arch::Surface token_surface(const Tokens& x) {
     return {x.rows, x.width * 2, x.count, int32(x.stride * 2)};
@@ -62,14 +63,15 @@ template <class Config> struct XeWeightsA {
     arch::LoadPayload<kEmulated, kTokenRows, 2> tokens;
 
     Prefetcher(const Weights& w, const Tokens& x, Place place, int32 k)
-        : first(weight_surface(w), k, row(w, place.m % kWeightShares * kWeightRows)),
-          second(weight_surface(w), k, row(w, place.m % kWeightShares * kWeightRows + kWeightMessageRows)),
-          tokens(kBlockTokens ? token_surface(x) : weight_surface(w), k,
+        : first(weights_from(w, k, place.m % kWeightShares * kWeightRows)),
+          second(weights_from(w, k, place.m % kWeightShares * kWeightRows + kWeightMessageRows)),
+          tokens(kBlockTokens ? token_surface(x) : weight_surface(w, 0), k,
                  x.first + place.n % kTokenShares * kTokenRows) {}
 
-    static int32 row(const Weights& w, int32 share_row) {
-      return share_row < Config::tile_columns ? w.column[0] + share_row
-                                              : w.column[1] + share_row - Config::tile_columns;
+    static arch::LoadPayload<kEmulated, kWeightMessageRows, 2> weights_from(const Weights& w, int32 k, int32 row) {
+      const int32 q = row / Config::tile_columns;
+      const Block block = block_of(w, q);
+      return {weight_surface(w, q), block.first_k + k, block.column + row % Config::tile_columns};
     }
 
     void step() {
@@ -91,11 +93,11 @@ template <class Config> struct XeWeightsA {
 
   // A operand of 8 columns from `column` and 16 k from `k`, by masked 16-bit loads: columns past the end repeat the last
   // one (their results are never kept), k past the end gives zeros (whatever lies there may be a NaN).
-  static A element_a(const Weights& w, int32 column, int32 k) {
+  static A element_a(const Weights& w, int32 q, int32 column, int32 k) {
     A a;
     _Pragma("unroll(kUnroll)") for (int32 m = 0; m < arch::kDpasRows; ++m) {
       const int32 n = column + m < w.columns ? column + m : w.columns - 1;
-      const uint16* row = w.matrix + n * w.stride;
+      const uint16* row = w.matrix[q] + n * w.stride + w.first_k[q];
       const int32 position = k + arch::lane_id();
       const uint16 value = row[position < w.k ? position : w.k - 1];
       a[m] = int16(position < w.k ? value : uint16(0));
@@ -117,9 +119,10 @@ template <class Config> struct XeWeightsA {
       }
     }
 
-    arch::LoadPayload<kEmulated, kLoadRows, 2> block[2] = {{weight_surface(w), k_begin, w.column[0]},
-                                                           {weight_surface(w), k_begin, w.column[1]}};
-    arch::TransposedPayload<kEmulated> token_block(kBlockTokens ? token_surface(x) : weight_surface(w), k_begin / 2,
+    arch::LoadPayload<kEmulated, kLoadRows, 2> block[2] = {
+        {weight_surface(w, 0), w.first_k[0] + k_begin, w.column[0]},
+        {weight_surface(w, 1), w.first_k[1] + k_begin, w.column[1]}};
+    arch::TransposedPayload<kEmulated> token_block(kBlockTokens ? token_surface(x) : weight_surface(w, 0), k_begin / 2,
                                                    x.first);
     Prefetcher prefetcher(w, x, place, k_begin);
     for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
@@ -161,7 +164,7 @@ template <class Config> struct XeWeightsA {
         _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
           _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) {
             const int32 column = w.column[q] + 8 * j;
-            const A low = element_a(w, column, k), high = element_a(w, column, k + 16);
+            const A low = element_a(w, q, column, k), high = element_a(w, q, column, k + 16);
             _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
               f32x8& sum = acc[index(q, j, i)];
               sum = arch::dpas<kEmulated, kSimd, Config::dtype>(low, tokens[i][0], sum);

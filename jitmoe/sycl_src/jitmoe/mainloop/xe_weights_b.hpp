@@ -45,8 +45,8 @@ template <class Config> struct XeWeightsB {
 
   static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
 
-  static arch::Surface weight_surface(const Weights& w) {
-    return {w.matrix, w.columns * 2, w.k, int32(w.stride * 2)};
+  static arch::Surface weight_surface(const Weights& w, int32 q) {
+    return {block_of(w, q).matrix, w.columns * 2, w.k, int32(w.stride * 2)};
   }
   static arch::Surface token_surface(const Tokens& x) {
     return {x.rows, x.width * 2, x.count, int32(x.stride * 2)};
@@ -60,10 +60,14 @@ template <class Config> struct XeWeightsB {
     arch::LoadPayload<kEmulated, kTokenRows, 2> tokens;
 
     Prefetcher(const Weights& w, const Tokens& x, Place place, int32 k)
-        : first(weight_surface(w), kMessages == 1 && place.m % 2 == 1 ? w.column[1] : w.column[0], k),
-          second(weight_surface(w), w.column[1], k),
-          tokens(kBlockTokens ? token_surface(x) : weight_surface(w), k,
+        : first(weights_from(w, kMessages == 1 ? place.m % 2 : 0, k)),
+          second(weights_from(w, 1, k)),
+          tokens(kBlockTokens ? token_surface(x) : weight_surface(w, 0), k,
                  x.first + place.n % kTokenShares * kTokenRows) {}
+
+    static arch::LoadPayload<kEmulated, 32, 2> weights_from(const Weights& w, int32 q, int32 k) {
+      return {weight_surface(w, q), block_of(w, q).column, k};
+    }
 
     void step() {
       if constexpr (kBlockWeights) {
@@ -83,12 +87,13 @@ template <class Config> struct XeWeightsB {
 
   // B operand of S columns from `column` and 16 k from `k`: columns past the end repeat the last one (their results are
   // never kept); k past the end gives zeros (whatever lies there may be a NaN).
-  static u32x8 load_b(const Weights& w, int32 column, int32 k) {
+  static u32x8 load_b(const Weights& w, int32 q, int32 column, int32 k) {
     const int32 n = column + arch::lane_id() < w.columns ? column + arch::lane_id() : w.columns - 1;
-    if constexpr (Config::weights == XeWeights::row) return arch::read_lane(w.matrix + n * w.stride + k);
+    const uint16* matrix = w.matrix[q] + (Config::layout == Layout::kn ? n : n * w.stride + w.first_k[q]);
+    if constexpr (Config::weights == XeWeights::row) return arch::read_lane(matrix + k);
     const auto at = [&](int32 position) {
       const int32 inside = position < w.k ? position : w.k - 1;
-      const uint16 value = w.matrix[Config::layout == Layout::kn ? inside * w.stride + n : n * w.stride + inside];
+      const uint16 value = matrix[Config::layout == Layout::kn ? inside * w.stride : inside];
       return position < w.k ? value : uint16(0);
     };
     u32x8 b;
@@ -99,9 +104,9 @@ template <class Config> struct XeWeightsB {
 
   static void run(f32x8 (&acc)[kAccumulators], const Weights& w, const Tokens& x, Place place, int32 k_begin,
                   int32 k_end) {
-    arch::LoadPayload<kEmulated, 32, kLoadBlocks> block[2] = {{weight_surface(w), w.column[0], k_begin},
-                                                              {weight_surface(w), w.column[1], k_begin}};
-    arch::LoadPayload<kEmulated, kLoadRows, 2> token_block(kBlockTokens ? token_surface(x) : weight_surface(w),
+    arch::LoadPayload<kEmulated, 32, kLoadBlocks> block[2] = {{weight_surface(w, 0), w.column[0], k_begin},
+                                                              {weight_surface(w, 1), w.column[1], k_begin}};
+    arch::LoadPayload<kEmulated, kLoadRows, 2> token_block(kBlockTokens ? token_surface(x) : weight_surface(w, 0),
                                                            k_begin, x.first);
     // Without 2D blocks: the token rows' addresses, the same for all lanes, clamped to the last row.
     const uint16* row[kBlockTokens ? 1 : Config::tile_rows];
@@ -149,8 +154,8 @@ template <class Config> struct XeWeightsB {
               _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h)
                 _Pragma("unroll(kUnroll)") for (int32 i = 0; i < 8; ++i) b[c][h][i] = values[16 * c + 8 * h + i];
           } else {
-            b[0][0] = load_b(w, w.column[q] + l * kSimd, k);
-            b[0][1] = load_b(w, w.column[q] + l * kSimd, k + 16);
+            b[0][0] = load_b(w, q, w.column[q] + l * kSimd, k);
+            b[0][1] = load_b(w, q, w.column[q] + l * kSimd, k + 16);
           }
           _Pragma("unroll(kUnroll)") for (int32 c = 0; c < kPerLoad; ++c)
             _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h)
