@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT
-// Activations on float vectors: act(gate), for CPU kernels. fp32 in, fp32 out; the caller multiplies and rounds.
+// What happens between the two GEMMs, on float vectors, for CPU kernels. fp32 in, fp32 out; the caller rounds.
 //
 //   silu(x)      = x / (1 + exp(-x))
 //   gelu(x)      = x * (1 + erf(x / sqrt(2))) / 2
 //   gelu_tanh(x) = x * (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)),  u = sqrt(2 / pi) * (x + 0.044715 x^3)
 //                  (Hendrycks and Gimpel, arXiv 1606.08415)
+//   relu2(x)     = max(x, 0)^2  (So et al., arXiv 2109.08668)
+//   swiglu_oai   gate / (1 + exp(-alpha gate)) * (up + 1)  (gpt-oss)
+//
+// All but swiglu_oai are multiplied by up. With a limit L, gate = min(gate, L) and up = clamp(up, -L, L) come first.
 //
 // exp: 2^n * p(r) with r = x - n ln 2 in two steps (Cody and Waite) and a Taylor polynomial of degree 6 on
 // |r| <= ln 2 / 2: relative error below 3e-7. erf: Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
@@ -52,16 +56,48 @@ template <int lanes> inline Vec<float, lanes> erf(Vec<float, lanes> x) {
   return x < 0.0f ? -positive : positive;
 }
 
-template <Activation activation, int lanes> inline Vec<float, lanes> activate(Vec<float, lanes> x) {
+template <Activation activation, int lanes> inline Vec<float, lanes> activate(Vec<float, lanes> x, float alpha) {
+  using F = Vec<float, lanes>;
   if constexpr (activation == Activation::silu) {
     return x / (1.0f + exp<lanes>(-x));
+  } else if constexpr (activation == Activation::swiglu_oai) {
+    return x / (1.0f + exp<lanes>(-alpha * x));
+  } else if constexpr (activation == Activation::relu2) {
+    const F positive = x < 0.0f ? F(0.0f) : x;
+    return positive * positive;
   } else if constexpr (activation == Activation::gelu) {
     constexpr float kInvSqrt2 = 0.70710678118654752f;
     return 0.5f * x * (1.0f + erf<lanes>(x * kInvSqrt2));
   } else {
+    static_assert(activation == Activation::gelu_tanh, "no such activation");
     constexpr float kTwoSqrt2OverPi = 1.5957691216057308f;
     return x / (1.0f + exp<lanes>(-kTwoSqrt2OverPi * (x + 0.044715f * x * x * x)));
   }
+}
+
+// Numbers of an activation that a call may choose; infinity is no limit.
+struct ActivationNumbers {
+  float alpha;
+  float limit;
+};
+
+// act(gate) * up. Comparisons let NaN through.
+template <Activation activation, int lanes>
+inline Vec<float, lanes> activate_gated(Vec<float, lanes> gate, Vec<float, lanes> up, ActivationNumbers numbers) {
+  using F = Vec<float, lanes>;
+  gate = gate > numbers.limit ? F(numbers.limit) : gate;
+  up = up > numbers.limit ? F(numbers.limit) : up;
+  up = up < -numbers.limit ? F(-numbers.limit) : up;
+  if constexpr (activation == Activation::swiglu_oai) up = up + 1.0f;
+  return activate<activation, lanes>(gate, numbers.alpha) * up;
+}
+
+// act(x), where there is no gate.
+template <Activation activation, int lanes>
+inline Vec<float, lanes> activate_ungated(Vec<float, lanes> x, ActivationNumbers numbers) {
+  using F = Vec<float, lanes>;
+  x = x > numbers.limit ? F(numbers.limit) : x;
+  return activate<activation, lanes>(x, numbers.alpha);
 }
 
 }  // namespace jitmoe::epilogue

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Second GEMM of the MoE layer with routing weights and the sum over experts, on CPUs:
 //
-//   out[t][h] = round(sum over pairs p of token t, by expert: topk_weights[p] * sum_i inter[p][i] * w2[e(p)][h][i])
+//   out[t][h] = round(sum over pairs p of token t, by expert:
+//                     topk_weights[p] * (sum_i inter[p][i] * w2[e(p)][h][i] + w2_bias[e(p)][h]))
+//
+// (without topk_weights if weight_on_input: they are in the intermediate then).
 //
 // A work-item owns a range of columns h for all tokens and walks over all groups in the routing's order. So it
 // alone writes its columns: no atomics, no second pass, the same order of summation every time, and every work-item
@@ -10,6 +13,7 @@
 // | tensor        | shape           | dtype             | layout, owner
 // | inter         | [slots][I]      | units             | workspace, layout of cpu/routing.hpp
 // | w2            | [E][H][I]       | dtype             | expert stride, w2_stride between rows (nk) or columns (kn)
+// | w2_bias       | [E][H]          | bias_dtype        | dense; if has_bias; caller's
 // | topk_weights  | [M][k]          | weights_dtype     | row stride topk_weights_row_stride; caller's
 // | topk_ids, expert_map            |                   | read if few_pairs; caller's
 // | sorted_pairs, groups            |                   | read otherwise; workspace, from route_serial
@@ -25,12 +29,14 @@
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/cpu/tiles.hpp>
 #include <jitmoe/entry.hpp>
+#include <jitmoe/epilogue/affine.hpp>
 
 namespace jitmoe::kernel {
 
 struct CpuDownArgs {
   const void* inter;
   const void* w2;
+  const void* w2_bias;
   const void* topk_weights;
   const void* topk_ids;
   const void* expert_map;
@@ -62,6 +68,7 @@ constexpr int kPanelUnits = 128;  // units of K between two visits of the result
 struct Scratch {
   float tile[kMaxColumns * kMaxBlockTokens];
   uint32 staged[8 * kPanelUnits];
+  epilogue::Affine<kMaxColumns, kMaxBlockTokens> affine;
   FewPairs few;
 };
 
@@ -93,10 +100,18 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
   auto* sums = static_cast<float*>(args.sums) + int64(range) * args.num_tokens * args.h_block;
   const int64 num_sums = int64(args.num_tokens) * args.h_block;  // a multiple of 16
   for (int64 i = 0; i < num_sums; i += S::lanes) store(sums + i, typename S::floats(0.0f));
+  constexpr bool is_affine = Config::has_bias;
+  if constexpr (is_affine) {
+    epilogue::fill(1.0f, kMaxColumns, s->affine.row_scale);
+    epilogue::fill(1.0f, kMaxBlockTokens, s->affine.token_scale);
+  }
 
   for (int32 group_idx = 0; group_idx < routing.num_groups; ++group_idx) {
     const Group group = routing.groups[group_idx];
     const auto* w = w_range + group.expert * args.w2_expert_stride;
+    if constexpr (Config::has_bias)
+      epilogue::copy_floats<Config::bias_dtype>(args.w2_bias, group.expert * int64(args.hidden_size) + h0, columns,
+                                                s->affine.bias);
     for (int32 done = 0; done < group.tokens;) {
       const int num_tokens = block_tokens(group.tokens - done);
       const int32* pairs = routing.pairs + group.first + done;
@@ -105,8 +120,10 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
       float weights[kMaxBlockTokens];
       for (int t = 0; t < num_tokens; ++t) {
         tokens[t] = pairs[t] / args.top_k;
-        weights[t] = to_float<Config::weights_dtype>(
-            topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
+        weights[t] = Config::weight_on_input
+                         ? 1.0f
+                         : to_float<Config::weights_dtype>(
+                               topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
       }
       done += num_tokens;
       // What is read next: the same range of the next group, or this one's again.
@@ -122,6 +139,7 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
             lanes_form<S>(w, args.w2_stride, columns, inter + u0 * padded, padded, inner, u0, units, after, s->tile,
                           padded, s->staged);
           }
+          if constexpr (is_affine) epilogue::affine_rows<S>(s->affine, 0, columns, padded, s->tile);
           add_transposed<S>(s->tile, padded, columns, tokens, weights, num_tokens, sums, args.h_block);
         }
       } else {
@@ -135,6 +153,7 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
         } else {
           columns_form<S, A>(w, args.w2_stride, columns, rows, num_tokens, inner, s->tile, args.h_block);
         }
+        if constexpr (is_affine) epilogue::affine_tokens<S>(s->affine, 0, num_tokens, columns, args.h_block, s->tile);
         add_rows<S>(s->tile, columns, tokens, weights, num_tokens, sums, args.h_block);
       }
     }

@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: MIT
 // First GEMM of the MoE layer with its activation, on CPUs:
 //
-//   inter[p][i] = round(act(sum_h x[t(p)][h] * w1[e][i][h]) * sum_h x[t(p)][h] * w1[e][I + i][h])
+//   sum[p][n]   = sum_h x[t(p)][h] * w1[e][n][h]              (times topk_weights[p] if weight_on_input)
+//   inter[p][i] = round(act(sum[p][gate(i)] + w1_bias[e][gate(i)]) * (sum[p][up(i)] + w1_bias[e][up(i)]))
 //
-// for all pairs p of one expert e and a range of rows i.
+// for all pairs p of one expert e and a range of rows i. Config::gate_up says which rows of w1 are gate(i) and up(i);
+// ungated: act(sum[p][i] + w1_bias[e][i]). epilogue/activation.hpp has the activations and their limit.
 //
 // | tensor        | shape                | dtype          | layout, owner
 // | hidden_states | [M][H]               | dtype          | row stride x_row_stride, dense rows; caller's
 // | w1            | [E][2I][H]           | dtype          | expert stride, and w1_stride between rows (nk) or between
 // |               |                      |                | columns of the dense dimension (kn); caller's
+// | w1_up         | [E][I][H]            | dtype          | strides of w1; if separate (w1 is [E][I][H] then); caller's
+// | w1_bias       | [E][rows of w1, w1_up] | bias_dtype   | dense; if has_bias; caller's
+// | topk_weights  | [M][k]               | weights_dtype  | row stride; read if weight_on_input; caller's
 // | topk_ids, expert_map                 |                | read if few_pairs; caller's
 // | sorted_pairs, groups                 |                | read otherwise; workspace, from route_serial
 // | inter         | [slots][I]           | units          | workspace, layout of cpu/routing.hpp
@@ -24,12 +29,16 @@
 #include <jitmoe/cpu/tiles.hpp>
 #include <jitmoe/entry.hpp>
 #include <jitmoe/epilogue/activation.hpp>
+#include <jitmoe/epilogue/affine.hpp>
 
 namespace jitmoe::kernel {
 
 struct CpuGateUpArgs {
   const void* hidden_states;
   const void* w1;
+  const void* w1_up;
+  const void* w1_bias;
+  const void* topk_weights;
   const void* topk_ids;
   const void* expert_map;
   const void* sorted_pairs;
@@ -47,6 +56,9 @@ struct CpuGateUpArgs {
   int64 w1_expert_stride;
   int64 w1_stride;
   int64 topk_ids_row_stride;
+  int64 topk_weights_row_stride;
+  float swiglu_alpha;
+  float swiglu_limit;  // infinity: none
 };
 
 namespace gate_up {
@@ -57,19 +69,57 @@ constexpr int kMaxRows = 96;      // per range; plan/cpu.py names the same numbe
 constexpr int kPanelUnits = 128;  // units of K packed at a time: 32 KiB, two thirds of an L1 cache
 
 struct Scratch {
-  float gate[kMaxRows * kMaxBlockTokens];
-  float up[kMaxRows * kMaxBlockTokens];
+  float tiles[2][kMaxRows * kMaxBlockTokens];  // gate and up; one tile of twice the rows if they are interleaved
   uint32 panel[kPanelUnits * kMaxBlockTokens];
   uint32 staged[8 * kPanelUnits];
+  epilogue::Affine<2 * kMaxRows, kMaxBlockTokens> affine;
   FewPairs few;
 };
 
-// gate[i] = act(gate[i]) * up[i] over `count` floats (a multiple of the vector length).
-template <class S, Activation activation> inline void apply_activation(float* gate, const float* up, int count) {
+// Where the rows of Config::gate_up are.
+template <GateUp gate_up> struct Halves {
+  static constexpr bool interleaved = gate_up == GateUp::interleaved;
+  static constexpr bool gated = gate_up != GateUp::ungated;
+  static constexpr int matrices = gated && !interleaved ? 2 : 1;  // blocks of neighbouring rows
+  static constexpr int rows_per_i = interleaved ? 2 : 1;          // rows of such a block per row of the intermediate
+};
+
+// Splits g0 u0 g1 u1 ... into gates and ups.
+template <class V, int... l> inline void split_pairs(const float* from, V& gate, V& up, Sequence<int, l...>) {
+  const V low = load<V>(from), high = load<V>(from + sizeof...(l));
+  gate = __builtin_shufflevector(low, high, (2 * l)...);
+  up = __builtin_shufflevector(low, high, (2 * l + 1)...);
+}
+
+// to[i] = act(gate[i]) * up[i] over `count` floats (a multiple of the vector length); up is not read without a gate.
+template <class S, class Config>
+inline void activate_span(const float* gate, const float* up, int count, epilogue::ActivationNumbers numbers, float* to) {
   for (int i = 0; i < count; i += S::lanes) {
     const auto g = load<typename S::floats>(gate + i);
-    const auto u = load<typename S::floats>(up + i);
-    store(gate + i, epilogue::activate<activation, S::lanes>(g) * u);
+    if constexpr (Halves<Config::gate_up>::gated)
+      store(to + i, epilogue::activate_gated<Config::activation, S::lanes>(g, load<typename S::floats>(up + i), numbers));
+    else
+      store(to + i, epilogue::activate_ungated<Config::activation, S::lanes>(g, numbers));
+  }
+}
+
+// The intermediate of one block, in place of the gates: [rows][padded] (lanes form) or [tokens][to_stride].
+template <class S, class Config>
+inline void activate_tile(float (&tiles)[2][kMaxRows * kMaxBlockTokens], bool lanes_are_tokens, int rows, int tokens,
+                          int padded, int from_stride, int to_stride, epilogue::ActivationNumbers numbers) {
+  float* const to = tiles[0];
+  if constexpr (!Halves<Config::gate_up>::interleaved) {
+    activate_span<S, Config>(tiles[0], tiles[1], lanes_are_tokens ? rows * padded : tokens * to_stride, numbers, to);
+  } else if (lanes_are_tokens) {
+    for (int i = 0; i < rows; ++i)
+      activate_span<S, Config>(to + 2 * i * padded, to + (2 * i + 1) * padded, padded, numbers, to + i * padded);
+  } else {
+    for (int t = 0; t < tokens; ++t)
+      for (int i = 0; i < rows; i += S::lanes) {
+        typename S::floats gate, up;
+        split_pairs(to + t * from_stride + 2 * i, gate, up, __make_integer_seq<Sequence, int, S::lanes>{});
+        store(to + t * to_stride + i, epilogue::activate_gated<Config::activation, S::lanes>(gate, up, numbers));
+      }
   }
 }
 
@@ -115,6 +165,7 @@ inline void transpose_tile(const float* from, int num_rows, int from_stride, int
 template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
   using namespace gate_up;
   using S = Simd<Config::isa, Config::dtype>;
+  using H = Halves<Config::gate_up>;
   using element = typename S::element;
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
@@ -130,15 +181,33 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
   const int32 i0 = item % args.num_ranges * args.n_block;
   const int32 left = args.intermediate_size - i0;
   const int32 rows = left < args.n_block ? left : args.n_block;
+  const int32 matrix_rows = H::rows_per_i * rows;
   const int64 hidden = args.hidden_size;
 
   // Tensors.
-  const auto* w = static_cast<const element*>(args.w1) + group.expert * args.w1_expert_stride;
   const int64 to_row = Config::w1_layout == Layout::nk ? args.w1_stride : 1;
-  const auto* w_gate = w + i0 * to_row;
-  const auto* w_up = w_gate + args.intermediate_size * to_row;
-  const element* const matrices[2] = {w_gate, w_up};
-  float* const tiles[2] = {s->gate, s->up};
+  const element* matrices[H::matrices];
+  float* tiles[H::matrices];
+  for (int m = 0; m < H::matrices; ++m) {
+    const bool other = m == 1 && Config::gate_up == GateUp::separate;
+    const int64 first_row = H::rows_per_i * i0 + (m == 1 && !other ? args.intermediate_size : 0);
+    matrices[m] = static_cast<const element*>(other ? args.w1_up : args.w1) + group.expert * args.w1_expert_stride +
+                  first_row * to_row;
+    tiles[m] = s->tiles[m];
+  }
+  constexpr bool is_affine = Config::has_bias || Config::weight_on_input;
+  if constexpr (is_affine) {
+    epilogue::fill(1.0f, 2 * kMaxRows, s->affine.row_scale);
+    epilogue::fill(0.0f, 2 * kMaxRows, s->affine.bias);
+    epilogue::fill(1.0f, kMaxBlockTokens, s->affine.token_scale);
+    if constexpr (Config::has_bias) {
+      const int64 all_rows = (H::gated ? 2 : 1) * int64(args.intermediate_size);
+      for (int m = 0; m < H::matrices; ++m)
+        epilogue::copy_floats<Config::bias_dtype>(
+            args.w1_bias, group.expert * all_rows + m * int64(args.intermediate_size) + H::rows_per_i * i0, matrix_rows,
+            s->affine.bias + m * kMaxRows);
+    }
+  }
   const int64 units_per_token = inter_units<S>(args.intermediate_size);
   const int32 first_unit = i0 / S::k_per_unit;
 
@@ -146,18 +215,24 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
     const int num_tokens = block_tokens(group.tokens - done);
     const int padded = padded_tokens(num_tokens);
     const int row_stride = int(align_up(rows, 16));
+    const int tile_stride = int(align_up(matrix_rows, 16));
     const int32* pairs = routing.pairs + group.first + done;
     const element* tokens[kMaxBlockTokens];
     for (int t = 0; t < padded; ++t) {  // padding repeats the last token: its results are never read
-      const int64 token = pairs[t < num_tokens ? t : num_tokens - 1] / args.top_k;
+      const int32 pair = pairs[t < num_tokens ? t : num_tokens - 1];
+      const int64 token = pair / args.top_k;
       tokens[t] = static_cast<const element*>(args.hidden_states) + token * args.x_row_stride;
+      if constexpr (Config::weight_on_input)
+        s->affine.token_scale[t] = to_float<Config::weights_dtype>(
+            static_cast<const element_t<Config::weights_dtype>*>(
+                args.topk_weights)[token * args.topk_weights_row_stride + pair % args.top_k]);
     }
 
-    // GEMM: gate and up as [rows][padded] (lanes form) or [tokens][row_stride].
+    // GEMM: each matrix as [its rows][padded] (lanes form) or [tokens][tile_stride].
     const bool lanes_are_tokens = uses_lanes_form<Config, Config::w1_layout>(num_tokens);
     if constexpr (Config::w1_layout == Layout::kn) {
-      for (int half = 0; half < 2; ++half)
-        columns_form<S, S>(matrices[half], args.w1_stride, rows, tokens, num_tokens, hidden, tiles[half], row_stride);
+      for (int m = 0; m < H::matrices; ++m)
+        columns_form<S, S>(matrices[m], args.w1_stride, matrix_rows, tokens, num_tokens, hidden, tiles[m], tile_stride);
     } else {
       if constexpr (!Config::few_pairs)
         if (lanes_are_tokens) {
@@ -165,34 +240,40 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
           for (int64 u0 = 0; u0 < num_units; u0 += kPanelUnits) {
             const int64 units = num_units - u0 < kPanelUnits ? num_units - u0 : kPanelUnits;
             pack_panel<S>(tokens, padded, hidden, u0, units, s->panel);
-            for (int half = 0; half < 2; ++half) {
-              const element* after = half == 0          ? w_up + u0 * S::k_per_unit
-                                     : u0 + units < num_units ? w_gate + (u0 + units) * S::k_per_unit
-                                                              : w_gate + rows * args.w1_stride;
-              lanes_form<S>(matrices[half], args.w1_stride, rows, s->panel, padded, hidden, u0, units, after,
-                            tiles[half], padded, s->staged);
+            for (int m = 0; m < H::matrices; ++m) {
+              const element* after = m + 1 < H::matrices    ? matrices[m + 1] + u0 * S::k_per_unit
+                                     : u0 + units < num_units ? matrices[0] + (u0 + units) * S::k_per_unit
+                                                              : matrices[0] + matrix_rows * args.w1_stride;
+              lanes_form<S>(matrices[m], args.w1_stride, matrix_rows, s->panel, padded, hidden, u0, units, after,
+                            tiles[m], padded, s->staged);
             }
           }
         }
       if (!lanes_are_tokens)
-        rows_form<S, S, 2>(matrices, args.w1_stride, rows, tokens, num_tokens, hidden, tiles, row_stride);
+        rows_form<S, S, H::matrices>(matrices, args.w1_stride, matrix_rows, tokens, num_tokens, hidden, tiles,
+                                     tile_stride);
     }
 
     // Epilogue.
-    apply_activation<S, Config::activation>(s->gate, s->up, lanes_are_tokens ? rows * padded : num_tokens * row_stride);
+    if constexpr (is_affine)
+      for (int m = 0; m < H::matrices; ++m)
+        if (lanes_are_tokens) epilogue::affine_rows<S>(s->affine, m * kMaxRows, matrix_rows, padded, tiles[m]);
+        else epilogue::affine_tokens<S>(s->affine, m * kMaxRows, num_tokens, matrix_rows, tile_stride, tiles[m]);
+    activate_tile<S, Config>(s->tiles, lanes_are_tokens, rows, num_tokens, padded, tile_stride, row_stride,
+                             {args.swiglu_alpha, args.swiglu_limit});
 
     // Store.
     auto* inter = static_cast<uint32*>(args.inter) + (group.slot + done) * units_per_token;
     const bool wants_panel = uses_lanes_form<Config, Config::w2_layout>(num_tokens);
-    const float* tile = s->gate;
+    const float* tile = s->tiles[0];
     if constexpr (Config::w1_layout != Config::w2_layout) {
       if (lanes_are_tokens && !wants_panel) {
-        transpose_tile(s->gate, rows, padded, num_tokens, s->up, row_stride);
-        tile = s->up;
+        transpose_tile(s->tiles[0], rows, padded, num_tokens, s->tiles[1], row_stride);
+        tile = s->tiles[1];
       } else if (wants_panel && !lanes_are_tokens) {
-        for (int i = 0; i < rows * padded; i += S::lanes) store(s->up + i, typename S::floats(0.0f));
-        transpose_tile(s->gate, num_tokens, row_stride, rows, s->up, padded);
-        tile = s->up;
+        for (int i = 0; i < rows * padded; i += S::lanes) store(s->tiles[1] + i, typename S::floats(0.0f));
+        transpose_tile(s->tiles[0], num_tokens, row_stride, rows, s->tiles[1], padded);
+        tile = s->tiles[1];
       }
     }
     if (wants_panel) store_panel<S>(tile, rows, padded, inter + first_unit * padded);

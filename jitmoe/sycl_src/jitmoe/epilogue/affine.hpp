@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+// What is done to every sum of a GEMM before anything else, on a tile of CPU kernels:
+//
+//   c[n][t] = c[n][t] * row_scale[n] * token_scale[t] + bias[n]
+//
+//   row_scale     of weights with one scale for all of K
+//   token_scale   of inputs with one scale for all of K, and of routing weights that belong to the input
+//   bias          of the expert
+//
+// A tile is [rows][padded tokens] (lanes form) or [tokens][row stride].
+#pragma once
+
+#include <jitmoe/cpu/simd.hpp>
+
+namespace jitmoe::epilogue {
+
+template <int num_rows, int num_tokens> struct Affine {
+  float row_scale[num_rows];  // whole vectors: num_rows is a multiple of 16
+  float bias[num_rows];
+  float token_scale[num_tokens];
+};
+
+// to[i] = from[i] for i < count, as floats.
+template <DType dtype> inline void copy_floats(const void* from, int64 first, int count, float* to) {
+#pragma clang loop unroll(disable)
+  for (int i = 0; i < count; ++i) to[i] = to_float<dtype>(static_cast<const element_t<dtype>*>(from)[first + i]);
+}
+
+inline void fill(float value, int count, float* to) {
+#pragma clang loop unroll(disable)
+  for (int i = 0; i < count; ++i) to[i] = value;
+}
+
+// The tile of the lanes form, whose rows are n0, n0 + 1 ...
+template <class S, class A> inline void affine_rows(const A& a, int n0, int rows, int padded, float* tile) {
+  using floats = typename S::floats;
+  for (int n = 0; n < rows; ++n)
+#pragma clang loop unroll(disable)
+    for (int t = 0; t < padded; t += S::lanes) {
+      float* at = tile + n * padded + t;
+      const floats scale = cpu::load<floats>(a.token_scale + t) * a.row_scale[n0 + n];
+      cpu::store(at, cpu::multiply_add<S::isa, S::lanes>(cpu::load<floats>(at), scale, floats(a.bias[n0 + n])));
+    }
+}
+
+// The tile of the other forms, whose columns are n0, n0 + 1 ...
+template <class S, class A>
+inline void affine_tokens(const A& a, int n0, int tokens, int rows, int stride, float* tile) {
+  using floats = typename S::floats;
+  for (int t = 0; t < tokens; ++t)
+#pragma clang loop unroll(disable)
+    for (int n = 0; n < rows; n += S::lanes) {
+      float* at = tile + t * stride + n;
+      const floats scale = cpu::load<floats>(a.row_scale + n0 + n) * a.token_scale[t];
+      const floats bias = cpu::load<floats>(a.bias + n0 + n);
+      cpu::store(at, cpu::multiply_add<S::isa, S::lanes>(cpu::load<floats>(at), scale, bias));
+    }
+}
+
+}  // namespace jitmoe::epilogue
