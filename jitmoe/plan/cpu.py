@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from jitmoe.device import CpuIsa, Device
 from jitmoe.plan import features
@@ -46,7 +48,7 @@ class CpuChoice:
 
 def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     """Returns kernels for the device's instruction set, and ranges that keep all cores busy."""
-    features.check(problem)
+    features.check(problem, features.PLAIN)
     isa = device.cpu_isa if device.cpu_isa is not None else CpuIsa.GENERIC
     few_pairs = problem.num_pairs <= FEW_PAIRS
     ids_dtype, has_expert_map = problem.topk_ids_dtype, problem.num_global_experts is not None
@@ -58,6 +60,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
         f"{problem.num_pairs} pairs: routing "
         + (f"found by each work-item (at most {FEW_PAIRS})" if few_pairs else "sorted by a launch of its own"),
     )
+    first, second = _first_epilogue(problem), _second_epilogue(problem)
     cores = max(1, device.num_compute_units)
     groups = max_groups(problem)
     if isa is CpuIsa.AMX_BF16 and problem.dtype is DType.BF16:
@@ -69,16 +72,16 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             gate_up=CpuGateUpAmxSpec(
                 dtype=problem.dtype,
                 w1_layout=problem.w1_layout,
-                activation=problem.activation,
                 few_pairs=few_pairs,
+                **first,
                 ids_dtype=ids_dtype,
                 has_expert_map=has_expert_map,
             ),
             down=CpuDownAmxSpec(
                 dtype=problem.dtype,
                 w2_layout=problem.w2_layout,
-                weights_dtype=problem.topk_weights_dtype,
                 few_pairs=few_pairs,
+                **second,
                 ids_dtype=ids_dtype,
                 has_expert_map=has_expert_map,
             ),
@@ -104,8 +107,8 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             dtype=problem.dtype,
             w1_layout=problem.w1_layout,
             w2_layout=problem.w2_layout,
-            activation=problem.activation,
             few_pairs=few_pairs,
+            **first,
             ids_dtype=ids_dtype,
             has_expert_map=has_expert_map,
         ),
@@ -113,8 +116,8 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             isa=isa,
             dtype=problem.dtype,
             w2_layout=problem.w2_layout,
-            weights_dtype=problem.topk_weights_dtype,
             few_pairs=few_pairs,
+            **second,
             ids_dtype=ids_dtype,
             has_expert_map=has_expert_map,
         ),
@@ -128,6 +131,32 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             f"down: ranges of {down_columns} of {problem.hidden_size} columns",
         ),
     )
+
+
+def _bias(dtype: DType | None) -> dict[str, Any]:
+    return {"has_bias": dtype is not None, "bias_dtype": dtype or DType.FP32}
+
+
+def _first_epilogue(problem: MoEProblem) -> dict[str, Any]:
+    """Returns the constants of gate_up's epilogue; what is not looked at has one value."""
+    on_input = problem.router_weight_on_input
+    return {
+        "activation": problem.activation,
+        "gate_up": problem.gate_up,
+        "weight_on_input": on_input,
+        "weights_dtype": problem.topk_weights_dtype if on_input else DType.FP32,
+        **_bias(problem.w1_bias_dtype),
+    }
+
+
+def _second_epilogue(problem: MoEProblem) -> dict[str, Any]:
+    """Returns the constants of down's epilogue."""
+    on_input = problem.router_weight_on_input
+    return {
+        "weight_on_input": on_input,
+        "weights_dtype": DType.FP32 if on_input else problem.topk_weights_dtype,
+        **_bias(problem.w2_bias_dtype),
+    }
 
 
 def _panel_row_bytes(problem: MoEProblem) -> int:
@@ -173,7 +202,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
     gate_up_ranges = -(-problem.intermediate_size // choice.gate_up_rows)
     gate_up_items = choice.amx_items or groups * gate_up_ranges
     down_ranges = -(-problem.hidden_size // choice.down_columns)
-    scalars = {
+    scalars: dict[str, int | float] = {
         "num_tokens": problem.num_tokens,
         "top_k": problem.top_k,
         "num_experts": problem.num_experts,
@@ -193,6 +222,8 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
         "topk_ids_row_stride": problem.topk_ids_row_stride,
         "topk_weights_row_stride": problem.topk_weights_row_stride,
         "out_row_stride": problem.out_row_stride,
+        "swiglu_alpha": problem.swiglu_alpha,
+        "swiglu_limit": math.inf if problem.swiglu_limit is None else problem.swiglu_limit,
     }
     sizes: list[tuple[KernelSpec, int]] = [(choice.gate_up, gate_up_items), (choice.down, down_ranges)]
     if choice.route is not None:

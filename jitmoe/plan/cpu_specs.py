@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jitmoe.device import CpuIsa
-from jitmoe.problem import Activation, DType, Layout
+from jitmoe.problem import Activation, DType, GateUp, Layout
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 _ROUTING = "int32 num_tokens, int32 top_k, int32 num_experts, int32 num_global_experts,"
@@ -36,10 +36,12 @@ class CpuGateUpSpec(KernelSpec):
     KERNEL: ClassVar[str] = "cpu_gate_up"
     WORK_GROUP_SIZE: ClassVar[int] = 1
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        "in hidden_states, in w1, in topk_ids, in expert_map, in sorted_pairs, in groups, out inter,"
+        "in hidden_states, in w1, in w1_up, in w1_bias, in topk_weights, in topk_ids, in expert_map,"
+        "in sorted_pairs, in groups, out inter,"
         + _ROUTING
         + "int32 hidden_size, int32 intermediate_size, int32 n_block, int32 num_ranges,"
-        "int64 x_row_stride, int64 w1_expert_stride, int64 w1_stride, int64 topk_ids_row_stride"
+        "int64 x_row_stride, int64 w1_expert_stride, int64 w1_stride, int64 topk_ids_row_stride,"
+        "int64 topk_weights_row_stride, float32 swiglu_alpha, float32 swiglu_limit"
     )
 
     isa: CpuIsa
@@ -47,6 +49,11 @@ class CpuGateUpSpec(KernelSpec):
     w1_layout: Layout
     w2_layout: Layout  # decides how the intermediate is laid out
     activation: Activation
+    gate_up: GateUp
+    has_bias: bool
+    bias_dtype: DType  # looked at if has_bias
+    weight_on_input: bool
+    weights_dtype: DType  # looked at if weight_on_input
     few_pairs: bool  # at most FEW_PAIRS: finds the routing itself, and needs no code for many tokens per expert
     ids_dtype: DType  # looked at if few_pairs, like has_expert_map
     has_expert_map: bool
@@ -59,7 +66,8 @@ class CpuDownSpec(KernelSpec):
     KERNEL: ClassVar[str] = "cpu_down"
     WORK_GROUP_SIZE: ClassVar[int] = 1
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        "in inter, in w2, in topk_weights, in topk_ids, in expert_map, in sorted_pairs, in groups, out sums, out out,"
+        "in inter, in w2, in w2_bias, in topk_weights, in topk_ids, in expert_map, in sorted_pairs, in groups, out sums,"
+        "out out,"
         + _ROUTING
         + "int32 hidden_size, int32 intermediate_size, int32 h_block,"
         "int64 w2_expert_stride, int64 w2_stride, int64 topk_ids_row_stride, int64 topk_weights_row_stride,"
@@ -69,7 +77,10 @@ class CpuDownSpec(KernelSpec):
     isa: CpuIsa
     dtype: DType
     w2_layout: Layout
-    weights_dtype: DType
+    weights_dtype: DType  # looked at unless weight_on_input
+    weight_on_input: bool
+    has_bias: bool
+    bias_dtype: DType  # looked at if has_bias
     few_pairs: bool
     ids_dtype: DType
     has_expert_map: bool
@@ -82,15 +93,22 @@ class CpuGateUpAmxSpec(KernelSpec):
     KERNEL: ClassVar[str] = "cpu_gate_up_amx"
     WORK_GROUP_SIZE: ClassVar[int] = 1
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        "in hidden_states, in w1, in topk_ids, in expert_map, in sorted_pairs, in groups, out panels, out inter,"
+        "in hidden_states, in w1, in w1_up, in w1_bias, in topk_weights, in topk_ids, in expert_map,"
+        "in sorted_pairs, in groups, out panels, out inter,"
         + _ROUTING
         + "int32 hidden_size, int32 intermediate_size, int32 num_items, int32 block_tokens,"
-        "int64 x_row_stride, int64 w1_expert_stride, int64 w1_stride, int64 topk_ids_row_stride"
+        "int64 x_row_stride, int64 w1_expert_stride, int64 w1_stride, int64 topk_ids_row_stride,"
+        "int64 topk_weights_row_stride, float32 swiglu_alpha, float32 swiglu_limit"
     )
 
     dtype: DType  # BF16
     w1_layout: Layout
     activation: Activation
+    gate_up: GateUp
+    has_bias: bool
+    bias_dtype: DType  # looked at if has_bias
+    weight_on_input: bool
+    weights_dtype: DType  # looked at if weight_on_input
     few_pairs: bool
     ids_dtype: DType
     has_expert_map: bool
@@ -106,7 +124,10 @@ class CpuDownAmxSpec(KernelSpec):
 
     dtype: DType  # BF16
     w2_layout: Layout
-    weights_dtype: DType
+    weights_dtype: DType  # looked at unless weight_on_input
+    weight_on_input: bool
+    has_bias: bool
+    bias_dtype: DType  # looked at if has_bias
     few_pairs: bool
     ids_dtype: DType
     has_expert_map: bool

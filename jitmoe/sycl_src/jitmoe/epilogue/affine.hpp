@@ -5,7 +5,7 @@
 //
 //   row_scale     of weights with one scale for all of K
 //   token_scale   of inputs with one scale for all of K, and of routing weights that belong to the input
-//   bias          of the expert
+//   bias          of the expert's rows
 //
 // A tile is [rows][padded tokens] (lanes form) or [tokens][row stride].
 #pragma once
@@ -31,14 +31,14 @@ inline void fill(float value, int count, float* to) {
   for (int i = 0; i < count; ++i) to[i] = value;
 }
 
-// The tile of the lanes form, whose rows are n0, n0 + 1 ...
-template <class S, class A> inline void affine_rows(const A& a, int n0, int rows, int padded, float* tile) {
+// The tile of the lanes form, whose rows are n0, n0 + 1 ... and whose tokens are t0, t0 + 1 ...
+template <class S, class A> inline void affine_rows(const A& a, int n0, int rows, int t0, int padded, float* tile) {
   using floats = typename S::floats;
   for (int n = 0; n < rows; ++n)
 #pragma clang loop unroll(disable)
     for (int t = 0; t < padded; t += S::lanes) {
       float* at = tile + n * padded + t;
-      const floats scale = cpu::load<floats>(a.token_scale + t) * a.row_scale[n0 + n];
+      const floats scale = cpu::load<floats>(a.token_scale + t0 + t) * a.row_scale[n0 + n];
       cpu::store(at, cpu::multiply_add<S::isa, S::lanes>(cpu::load<floats>(at), scale, floats(a.bias[n0 + n])));
     }
 }

@@ -79,6 +79,7 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
   using S = Simd<Config::isa, Config::dtype>;
   using A = InterSimd<Config::isa, Config::dtype>;
   using element = typename S::element;
+  (void)Config::bias_dtype, (void)Config::weights_dtype;  // not always read
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
@@ -139,7 +140,7 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
             lanes_form<S>(w, args.w2_stride, columns, inter + u0 * padded, padded, inner, u0, units, after, s->tile,
                           padded, s->staged);
           }
-          if constexpr (is_affine) epilogue::affine_rows<S>(s->affine, 0, columns, padded, s->tile);
+          if constexpr (is_affine) epilogue::affine_rows<S>(s->affine, 0, columns, 0, padded, s->tile);
           add_transposed<S>(s->tile, padded, columns, tokens, weights, num_tokens, sums, args.h_block);
         }
       } else {

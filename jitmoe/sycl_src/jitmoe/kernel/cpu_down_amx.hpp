@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Second GEMM of the MoE layer with routing weights and the sum over experts, on CPUs with AMX:
 //
-//   out[t][h] = round(sum over pairs p of token t, by expert: topk_weights[p] * sum_i inter[p][i] * w2[e(p)][h][i])
+//   out[t][h] = round(sum over pairs p of token t, by expert:
+//                     topk_weights[p] * (sum_i inter[p][i] * w2[e(p)][h][i] + w2_bias[e(p)][h]))
 //
 // A work-item owns a range of columns h for all tokens and walks over all groups in the routing's order, as in
 // cpu_down.hpp and for the same reasons.
@@ -9,6 +10,7 @@
 // | tensor        | shape                   | dtype         | layout, owner
 // | inter         | [slots / 16][I / 2][16] | bf16 pairs    | workspace, from cpu_gate_up_amx
 // | w2            | [E][H][I]               | bf16          | expert stride, w2_stride between rows (nk) or columns (kn)
+// | w2_bias       | [E][H]                  | bias_dtype    | dense; if has_bias; caller's
 // | topk_weights  | [M][k]                  | weights_dtype | row stride topk_weights_row_stride; caller's
 // | topk_ids, expert_map                    |               | read if few_pairs; caller's
 // | sorted_pairs, groups                    |               | read otherwise; workspace, from route_serial
@@ -24,12 +26,14 @@
 #include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/entry.hpp>
+#include <jitmoe/epilogue/affine.hpp>
 
 namespace jitmoe::kernel {
 
 struct CpuDownAmxArgs {
   const void* inter;
   const void* w2;
+  const void* w2_bias;
   const void* topk_weights;
   const void* topk_ids;
   const void* expert_map;
@@ -62,6 +66,7 @@ constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
 struct Scratch {
   float sums[kMaxTiles * 2 * amx::kTileFloats];
   uint16 staged[2 * amx::kRows * kStagedK];
+  epilogue::Affine<2 * amx::kRows, kBlockTokens> affine;
   FewPairs few;
 };
 
@@ -71,6 +76,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   using namespace down_amx;
   using W = TileWeights<S, Config::w2_layout>;
   static_assert(Config::dtype == DType::bf16, "tiles multiply bf16");
+  (void)Config::bias_dtype, (void)Config::weights_dtype;  // not always read
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
@@ -90,6 +96,11 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   auto* sums = static_cast<float*>(args.sums) + int64(range) * args.num_tokens * args.h_block;
   const int64 num_sums = int64(args.num_tokens) * args.h_block;
   for (int64 i = 0; i < num_sums; i += S::lanes) store(sums + i, S::floats(0.0f));
+  constexpr bool is_affine = Config::has_bias;
+  if constexpr (is_affine) {
+    epilogue::fill(1.0f, 2 * amx::kRows, s->affine.row_scale);
+    epilogue::fill(1.0f, kBlockTokens, s->affine.token_scale);
+  }
   const auto rows_of = [&](int32 expert, int32 n) {
     const int64 to_row = Config::w2_layout == Layout::nk ? args.w2_stride : 1;
     const auto* w = static_cast<const uint16*>(args.w2) + expert * args.w2_expert_stride + (h0 + n) * to_row;
@@ -115,8 +126,10 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
       float weights[kBlockTokens];
       for (int t = 0; t < num_tokens; ++t) {
         tokens[t] = pairs[t] / args.top_k;
-        weights[t] = to_float<Config::weights_dtype>(
-            topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
+        weights[t] = Config::weight_on_input
+                         ? 1.0f
+                         : to_float<Config::weights_dtype>(
+                               topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
       }
       for (int32 n = 0; n < columns; n += 2 * amx::kRows) {
         // GEMM.
@@ -130,8 +143,14 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         amx_form<W>(rows_of(group.expert, n), has_next ? &next : nullptr, tiles, inter_units * amx::kTokens, num_tiles,
                     inner, s->sums, s->staged);
         // Epilogue.
+        if constexpr (Config::has_bias)
+          epilogue::copy_floats<Config::bias_dtype>(args.w2_bias, group.expert * int64(args.hidden_size) + h0 + n,
+                                                    columns - n < 2 * amx::kRows ? columns - n : 2 * amx::kRows,
+                                                    s->affine.bias);
         for (int tile = 0; tile < num_tiles; ++tile) {
           const int t0 = tile * amx::kTokens;
+          if constexpr (is_affine)
+            epilogue::affine_rows<S>(s->affine, 0, 2 * amx::kRows, t0, amx::kTokens, s->sums + tile * 2 * amx::kTileFloats);
           add_transposed<S>(s->sums + tile * 2 * amx::kTileFloats, amx::kTokens, 2 * amx::kRows, tokens + t0,
                             weights + t0, num_tokens - t0 < amx::kTokens ? num_tokens - t0 : amx::kTokens, sums + n,
                             args.h_block);

@@ -24,6 +24,7 @@
 // Numerics: fp32 accumulation in a fixed order; activation and product in fp32; rounded once to dtype.
 #pragma once
 
+#include <jitmoe/cpu/halves.hpp>
 #include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/cpu/tiles.hpp>
@@ -74,14 +75,6 @@ struct Scratch {
   uint32 staged[8 * kPanelUnits];
   epilogue::Affine<2 * kMaxRows, kMaxBlockTokens> affine;
   FewPairs few;
-};
-
-// Where the rows of Config::gate_up are.
-template <GateUp gate_up> struct Halves {
-  static constexpr bool interleaved = gate_up == GateUp::interleaved;
-  static constexpr bool gated = gate_up != GateUp::ungated;
-  static constexpr int matrices = gated && !interleaved ? 2 : 1;  // blocks of neighbouring rows
-  static constexpr int rows_per_i = interleaved ? 2 : 1;          // rows of such a block per row of the intermediate
 };
 
 // Splits g0 u0 g1 u1 ... into gates and ups.
@@ -167,6 +160,7 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
   using S = Simd<Config::isa, Config::dtype>;
   using H = Halves<Config::gate_up>;
   using element = typename S::element;
+  (void)Config::bias_dtype, (void)Config::weights_dtype;  // not always read
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
@@ -189,10 +183,8 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
   const element* matrices[H::matrices];
   float* tiles[H::matrices];
   for (int m = 0; m < H::matrices; ++m) {
-    const bool other = m == 1 && Config::gate_up == GateUp::separate;
-    const int64 first_row = H::rows_per_i * i0 + (m == 1 && !other ? args.intermediate_size : 0);
-    matrices[m] = static_cast<const element*>(other ? args.w1_up : args.w1) + group.expert * args.w1_expert_stride +
-                  first_row * to_row;
+    matrices[m] = H::template block<element>(args.w1, args.w1_up, group.expert * args.w1_expert_stride, to_row, m, i0,
+                                             args.intermediate_size);
     tiles[m] = s->tiles[m];
   }
   constexpr bool is_affine = Config::has_bias || Config::weight_on_input;
@@ -200,13 +192,12 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
     epilogue::fill(1.0f, 2 * kMaxRows, s->affine.row_scale);
     epilogue::fill(0.0f, 2 * kMaxRows, s->affine.bias);
     epilogue::fill(1.0f, kMaxBlockTokens, s->affine.token_scale);
-    if constexpr (Config::has_bias) {
-      const int64 all_rows = (H::gated ? 2 : 1) * int64(args.intermediate_size);
+    if constexpr (Config::has_bias)
       for (int m = 0; m < H::matrices; ++m)
         epilogue::copy_floats<Config::bias_dtype>(
-            args.w1_bias, group.expert * all_rows + m * int64(args.intermediate_size) + H::rows_per_i * i0, matrix_rows,
+            args.w1_bias,
+            group.expert * H::all_rows(args.intermediate_size) + H::row(m, i0, args.intermediate_size), matrix_rows,
             s->affine.bias + m * kMaxRows);
-    }
   }
   const int64 units_per_token = inter_units<S>(args.intermediate_size);
   const int32 first_unit = i0 / S::k_per_unit;
@@ -256,9 +247,10 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
 
     // Epilogue.
     if constexpr (is_affine)
-      for (int m = 0; m < H::matrices; ++m)
-        if (lanes_are_tokens) epilogue::affine_rows<S>(s->affine, m * kMaxRows, matrix_rows, padded, tiles[m]);
+      for (int m = 0; m < H::matrices; ++m) {
+        if (lanes_are_tokens) epilogue::affine_rows<S>(s->affine, m * kMaxRows, matrix_rows, 0, padded, tiles[m]);
         else epilogue::affine_tokens<S>(s->affine, m * kMaxRows, num_tokens, matrix_rows, tile_stride, tiles[m]);
+      }
     activate_tile<S, Config>(s->tiles, lanes_are_tokens, rows, num_tokens, padded, tile_stride, row_stride,
                              {args.swiglu_alpha, args.swiglu_limit});
 

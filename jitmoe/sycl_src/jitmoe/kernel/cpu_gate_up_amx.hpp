@@ -1,34 +1,39 @@
 // SPDX-License-Identifier: MIT
-// First GEMM of the MoE layer with its activation, on CPUs with AMX:
-//
-//   inter[p][i] = round(act(sum_h x[t(p)][h] * w1[e][i][h]) * sum_h x[t(p)][h] * w1[e][I + i][h])
+// First GEMM of the MoE layer with its activation, on CPUs with AMX. Formula and Config::gate_up as in cpu_gate_up.hpp.
 //
 // | tensor        | shape                | dtype | layout, owner
 // | hidden_states | [M][H]               | bf16  | row stride x_row_stride, dense rows; caller's
 // | w1            | [E][2I][H]           | bf16  | expert stride, and w1_stride between rows (nk) or between columns of
 // |               |                      |       | the dense dimension (kn); caller's
+// | w1_up, w1_bias, topk_weights         |       | as in cpu_gate_up.hpp
 // | topk_ids, expert_map                 |       | read if few_pairs; caller's
 // | sorted_pairs, groups                 |       | read otherwise; workspace, from route_serial
 // | panels        | [num_items][block_tokens][H] | bf16 | workspace, token tiles of one work-item's current block
 // | inter         | [slots / 16][I / 2][16]      | bf16 pairs | workspace, token tiles (cpu/amx_form.hpp), zero past I
 //
 // nd_range: (num_items), work-groups of 1 work-item, which have equal shares of all rows of all active experts
-// (cpu/shares.hpp). A step is 16 gate rows and the same 16 up rows: their product tiles meet in the activation.
+// (cpu/shares.hpp). A step is 16 gate rows and the same 16 up rows, whose product tiles meet in the activation, or 32 rows
+// without a gate.
 // Local memory: the sums of one step, staged weights.
 // Numerics: fp32 accumulation in a fixed order; activation and product in fp32; rounded once to bf16.
 #pragma once
 
 #include <jitmoe/cpu/amx_form.hpp>
+#include <jitmoe/cpu/halves.hpp>
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/cpu/shares.hpp>
 #include <jitmoe/entry.hpp>
 #include <jitmoe/epilogue/activation.hpp>
+#include <jitmoe/epilogue/affine.hpp>
 
 namespace jitmoe::kernel {
 
 struct CpuGateUpAmxArgs {
   const void* hidden_states;
   const void* w1;
+  const void* w1_up;
+  const void* w1_bias;
+  const void* topk_weights;
   const void* topk_ids;
   const void* expert_map;
   const void* sorted_pairs;
@@ -47,6 +52,9 @@ struct CpuGateUpAmxArgs {
   int64 w1_expert_stride;
   int64 w1_stride;
   int64 topk_ids_row_stride;
+  int64 topk_weights_row_stride;
+  float swiglu_alpha;
+  float swiglu_limit;  // infinity: none
 };
 
 namespace gate_up_amx {
@@ -58,18 +66,27 @@ using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
 struct Scratch {
   float sums[kMaxTiles * 2 * amx::kTileFloats];
   uint16 staged[2 * amx::kRows * kStagedK];
+  epilogue::Affine<2 * amx::kRows, kMaxTiles * amx::kTokens> affine;
   FewPairs few;
 };
 
-// Stores act(gate) * up of one step's 16 rows and 16 tokens as 8 units of a token tile.
-template <Activation activation> inline void store_activated(const float* gate, const float* up, uint32* units) {
+// Stores the intermediate of one step's 32 rows and 16 tokens, sums[32][16], as units of a token tile.
+template <class Config>
+inline void store_activated(const float* sums, epilogue::ActivationNumbers numbers, uint32* units) {
+  using H = Halves<Config::gate_up>;
+  constexpr int rows = H::gated ? amx::kRows : 2 * amx::kRows;
 #pragma clang loop unroll(disable)
-  for (int u = 0; u < amx::kRows / 2; ++u) {
+  for (int u = 0; u < rows / 2; ++u) {
     Vec<uint32, 16> bits[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int at = (2 * u + i) * amx::kTokens;
-      bits[i] = bf16_bits<16>(epilogue::activate<activation, 16>(load<S::floats>(gate + at)) * load<S::floats>(up + at));
+      const float* const gate = sums + (2 * u + i) * H::rows_per_i * amx::kTokens;
+      const float* const up = gate + (H::interleaved ? 1 : amx::kRows) * amx::kTokens;
+      if constexpr (H::gated)
+        bits[i] = bf16_bits<16>(epilogue::activate_gated<Config::activation, 16>(load<S::floats>(gate),
+                                                                                 load<S::floats>(up), numbers));
+      else
+        bits[i] = bf16_bits<16>(epilogue::activate_ungated<Config::activation, 16>(load<S::floats>(gate), numbers));
     }
     store(units + u * amx::kTokens, bits[0] | (bits[1] << 16));
   }
@@ -80,7 +97,9 @@ template <Activation activation> inline void store_activated(const float* gate, 
 template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args) {
   using namespace gate_up_amx;
   using W = TileWeights<S, Config::w1_layout>;
+  using H = Halves<Config::gate_up>;
   static_assert(Config::dtype == DType::bf16, "tiles multiply bf16");
+  (void)Config::bias_dtype, (void)Config::weights_dtype;  // not always read
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
@@ -90,7 +109,8 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
        args.topk_ids_row_stride},
       args.sorted_pairs, args.groups, s->few);
   const int64 hidden = args.hidden_size, inner = args.intermediate_size;
-  const int64 num_steps = ceil_div(inner, amx::kRows);
+  constexpr int step_rows = H::gated ? amx::kRows : 2 * amx::kRows;  // of the intermediate
+  const int64 num_steps = ceil_div(inner, step_rows);
   Shares shares(routing, num_steps, item, args.num_items);
 
   // Tensors.
@@ -100,11 +120,25 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   auto* const inter = static_cast<uint32*>(args.inter);
   const auto rows_of = [&](int32 expert, int64 step) {
     const int64 to_row = Config::w1_layout == Layout::nk ? args.w1_stride : 1;
-    const auto* w = static_cast<const uint16*>(args.w1) + expert * args.w1_expert_stride;
-    const int64 i = step * amx::kRows;
-    const int left = int(inner - i < amx::kRows ? inner - i : amx::kRows);
-    return typename W::Rows{{w + i * to_row, w + (inner + i) * to_row}, {left, left}, args.w1_stride};
+    const int64 i = step * step_rows;
+    const int64 offset = expert * args.w1_expert_stride;
+    const int64 left = H::rows_per_i * (inner - i);
+    typename W::Rows rows{{}, {}, args.w1_stride};
+    for (int a = 0; a < 2; ++a) {
+      const int before = H::matrices == 2 ? 0 : a * amx::kRows;  // rows of the same block in the first tile
+      rows.first[a] = H::template block<uint16>(args.w1, args.w1_up, offset, to_row, H::matrices == 2 ? a : 0, i, inner) +
+                      before * to_row;
+      const int64 there = left - before;
+      rows.num_rows[a] = there < 0 ? 0 : there < amx::kRows ? int(there) : amx::kRows;
+    }
+    return rows;
   };
+  constexpr bool is_affine = Config::has_bias || Config::weight_on_input;
+  if constexpr (is_affine) {
+    epilogue::fill(1.0f, 2 * amx::kRows, s->affine.row_scale);
+    epilogue::fill(0.0f, 2 * amx::kRows, s->affine.bias);
+    epilogue::fill(1.0f, kMaxTiles * amx::kTokens, s->affine.token_scale);
+  }
 
   amx::configure();
   bool started = false;
@@ -125,8 +159,13 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
         const uint16* tokens[amx::kTokens];
         for (int t = 0; t < amx::kTokens; ++t) {  // padding repeats the last token: its results are never read
           const int at = tile * amx::kTokens + t;
-          const int64 token = pairs[at < num_tokens ? at : num_tokens - 1] / args.top_k;
+          const int32 pair = pairs[at < num_tokens ? at : num_tokens - 1];
+          const int64 token = pair / args.top_k;
           tokens[t] = static_cast<const uint16*>(args.hidden_states) + token * args.x_row_stride;
+          if constexpr (Config::weight_on_input)
+            s->affine.token_scale[at] = to_float<Config::weights_dtype>(
+                static_cast<const element_t<Config::weights_dtype>*>(
+                    args.topk_weights)[token * args.topk_weights_row_stride + pair % args.top_k]);
         }
         pack_panel<S>(tokens, amx::kTokens, hidden, 0, panel_units, panel + tile * panel_units * amx::kTokens);
       }
@@ -142,11 +181,25 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
         amx_form<W>(rows_of(group.expert, step), has_next ? &next : nullptr, panel, panel_units * amx::kTokens, num_tiles,
                     hidden, s->sums, s->staged);
         // Epilogue.
+        if constexpr (Config::has_bias) {
+          const int64 i = step * step_rows;
+          const int64 left = H::rows_per_i * (inner - i);
+          for (int m = 0; m < H::matrices; ++m) {
+            constexpr int rows = 2 * amx::kRows / H::matrices;
+            const int there = left < rows ? int(left) : rows;
+            float* const bias = s->affine.bias + m * rows;
+            epilogue::copy_floats<Config::bias_dtype>(args.w1_bias, group.expert * H::all_rows(inner) + H::row(m, i, inner),
+                                                      there, bias);
+            epilogue::fill(0.0f, rows - there, bias + there);  // so that the intermediate is zero past I
+          }
+        }
         for (int tile = 0; tile < num_tiles; ++tile) {
-          const float* sums = s->sums + tile * 2 * amx::kTileFloats;
-          uint32* const units = tiles + (tile * inter_units + step * amx::kRows / 2) * amx::kTokens;
-          store_activated<Config::activation>(sums, sums + amx::kTileFloats, units);
-          if (step + 1 == num_steps && num_steps % 2 != 0)  // a tile of the second GEMM reads 32 elements
+          float* const sums = s->sums + tile * 2 * amx::kTileFloats;
+          uint32* const units = tiles + (tile * inter_units + step * step_rows / 2) * amx::kTokens;
+          if constexpr (is_affine)
+            epilogue::affine_rows<S>(s->affine, 0, 2 * amx::kRows, tile * amx::kTokens, amx::kTokens, sums);
+          store_activated<Config>(sums, {args.swiglu_alpha, args.swiglu_limit}, units);
+          if (H::gated && step + 1 == num_steps && num_steps % 2 != 0)  // a tile of the second GEMM reads 32 elements
             for (int u = 0; u < amx::kRows / 2; ++u)
               store(units + (amx::kRows / 2 + u) * amx::kTokens, S::units(0u));
         }
