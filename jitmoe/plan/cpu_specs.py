@@ -66,10 +66,8 @@ class CpuDownSpec(KernelSpec):
     KERNEL: ClassVar[str] = "cpu_down"
     WORK_GROUP_SIZE: ClassVar[int] = 1
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        "in inter, in w2, in w2_bias, in topk_weights, in topk_ids, in expert_map, in sorted_pairs, in groups, out sums,"
-        "out out,"
-        + _ROUTING
-        + "int32 hidden_size, int32 intermediate_size, int32 h_block,"
+        "in inter, in w2, in w2_bias, in topk_weights, in topk_ids, in expert_map, in sorted_pairs, in groups,"
+        "out sums, out out," + _ROUTING + "int32 hidden_size, int32 intermediate_size, int32 h_block,"
         "int64 w2_expert_stride, int64 w2_stride, int64 topk_ids_row_stride, int64 topk_weights_row_stride,"
         "int64 out_row_stride"
     )
