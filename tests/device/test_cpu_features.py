@@ -15,7 +15,7 @@ from jitmoe.problem import Activation, DType, GateUp
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import stream_of
 
-H, I, E, K = 163, 101, 3, 2  # nothing divides anything
+HIDDEN, INNER, EXPERTS, TOP_K = 163, 101, 3, 2  # nothing divides anything
 FEW, MANY = 9, 90  # tokens: rows form; lanes form or tiles, with blocks of a few tokens too
 ISAS = (CpuIsa.GENERIC, CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16)
 # One activation each, so that all of both are run.
@@ -53,19 +53,25 @@ def tensors(tokens, *, gate_up=GateUp.CONCATENATED, layout="nk", bias=None, dtyp
         return (torch.randn(*size, generator=generator) * scale).to(dtype)
 
     def weights(n, k):
-        w = normal(E, n, k, scale=k**-0.5)
+        w = normal(EXPERTS, n, k, scale=k**-0.5)
         return w.mT.contiguous().mT if layout == "kn" else w
 
     halves = 1 if gate_up in (GateUp.SEPARATE, GateUp.UNGATED) else 2
-    ids = torch.randint(0, E, (tokens, K), generator=generator)
-    ids[0, 0], ids[-1, -1] = E, -1
-    arguments = (normal(tokens, H), weights(halves * I, H), weights(H, I), torch.rand(tokens, K), ids)
+    ids = torch.randint(0, EXPERTS, (tokens, TOP_K), generator=generator)
+    ids[0, 0], ids[-1, -1] = EXPERTS, -1
+    arguments = (
+        normal(tokens, HIDDEN),
+        weights(halves * INNER, HIDDEN),
+        weights(HIDDEN, INNER),
+        torch.rand(tokens, TOP_K),
+        ids,
+    )
     options = {"activation": ACTIVATIONS[gate_up].value, "interleaved": gate_up is GateUp.INTERLEAVED}
     if gate_up is GateUp.SEPARATE:
-        options["w1_up"] = weights(I, H)
+        options["w1_up"] = weights(INNER, HIDDEN)
     if bias is not None:
-        rows = I if gate_up is GateUp.UNGATED else 2 * I
-        options["w1_bias"], options["w2_bias"] = normal(E, rows).to(bias), normal(E, H).to(bias)
+        rows = INNER if gate_up is GateUp.UNGATED else 2 * INNER
+        options["w1_bias"], options["w2_bias"] = normal(EXPERTS, rows).to(bias), normal(EXPERTS, HIDDEN).to(bias)
     return arguments, options
 
 
