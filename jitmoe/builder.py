@@ -15,10 +15,11 @@ from typing import TypeVar
 import jitmoe
 from jitmoe import knobs
 from jitmoe.cache import Cache, CacheKey, Entry, open_cache
-from jitmoe.compilers.base import ArtifactKind, Compiler, CompileRequest, parallel_jobs
+from jitmoe.compilers.base import ArtifactKind, Compiler, CompileRequest, HeaderPackage, parallel_jobs
 from jitmoe.compilers.find import find_compilers
+from jitmoe.compilers.sycl_tla import find_headers
 from jitmoe.device import Device, DeviceKind
-from jitmoe.errors import CompileError, LoadError, MissingKernelError, ToolchainNotFoundError
+from jitmoe.errors import CompileError, HeadersNotFoundError, LoadError, MissingKernelError, ToolchainNotFoundError
 from jitmoe.runtime import sycl
 from jitmoe.source import header_digest, render
 from jitmoe.spec import KernelSpec
@@ -110,24 +111,28 @@ class Builder:
         request = (("spec", str(spec)), ("source", render(spec)), ("headers", header_digest()))
         if compiler is None:
             return CacheKey(spec.entry_name, request, ())
+        package, _ = _header_package(spec)
         build = [
             ("compiler", compiler.identity),
             ("argv", "\n".join(compiler.argv(_request(spec, device)))),
             ("runtime", compiler.runtime_abi),
         ]
+        if spec.HEADERS:
+            build.append(("package", package.identity if package is not None else f"no {spec.HEADERS}"))
         if compiler.kind is not ArtifactKind.SPIRV:
             build += [("device", device.arch), ("driver", device.driver_version), ("machine", platform.machine())]
         return CacheKey(spec.entry_name, request, tuple(build))
 
     def find(self, spec: KernelSpec, device: Device) -> Entry | None:
         """Returns the entry that would be used without compiling, or None."""
-        for compiler in self.compilers:
+        can_build = bool(self.compilers) and (not spec.HEADERS or _header_package(spec)[0] is not None)
+        for compiler in self.compilers if can_build else ():
             entry = self.cache.get(self.key(spec, device, compiler))
             if entry is not None:
                 return entry
             if not self._compile_failed_before(self.key(spec, device, compiler)):
                 break
-        if self.settings.disable_jit or not self.compilers:
+        if self.settings.disable_jit or not can_build:
             # Nothing can be built here, so an image by another compiler version is as good: SPIR-V is the interface.
             for entry in self.cache.siblings(self.key(spec, device, None)):
                 if ArtifactKind.SPIRV.value in entry.files:
@@ -139,6 +144,9 @@ class Builder:
         return self.find(spec, device) or self._compile(spec, device)
 
     def _compile(self, spec: KernelSpec, device: Device) -> Entry:
+        package, words = _header_package(spec)
+        if spec.HEADERS and package is None:
+            raise HeadersNotFoundError(kernel=spec.entry_name, package=spec.HEADERS, searched=words)
         failure: CompileError | None = None
         for compiler in self.compilers:
             key = self.key(spec, device, compiler)
@@ -234,14 +242,25 @@ class Builder:
             logger.warning("jitmoe: %s; going on with another compiler", error)
 
 
-def _request(spec: KernelSpec, device: Device) -> CompileRequest:
+def compile_request(spec: KernelSpec, arch: str) -> CompileRequest:
+    """Returns what a compiler is asked for to build ``spec`` for a device's architecture."""
     return CompileRequest(
         kernel=spec.entry_name,
         spec=str(spec),
         source=render(spec),
-        arch="x86-64" if device.kind is DeviceKind.XE_EMULATED else device.arch,
+        arch=arch,
         large_grf=spec.large_grf,
+        headers=_header_package(spec)[0],
     )
+
+
+def _request(spec: KernelSpec, device: Device) -> CompileRequest:
+    return compile_request(spec, "x86-64" if device.kind is DeviceKind.XE_EMULATED else device.arch)
+
+
+def _header_package(spec: KernelSpec) -> tuple[HeaderPackage | None, str]:
+    """Returns the other package whose headers ``spec`` includes, and what was found of it in words."""
+    return find_headers(spec.HEADERS) if spec.HEADERS else (None, "")
 
 
 def _compile_verdict(key: CacheKey) -> str:

@@ -88,6 +88,26 @@ class ToolchainNotFoundError(JitMoEError):
         )
 
 
+class HeadersNotFoundError(JitMoEError):
+    """A kernel includes headers of another package that is not here or not usable; ``searched`` says what was found."""
+
+    def __init__(self, *, kernel: str, package: str, searched: str) -> None:
+        super().__init__(kernel=kernel, package=package, searched=searched)
+
+    kernel: str
+    package: str
+    searched: str
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.kernel} needs the headers of {self.package}",
+                f"  - {self.searched}",
+                "next step: pip install 'jitmoe[cutlass]', or unset JITMOE_IMPL",
+            ]
+        )
+
+
 class CompileError(JitMoEError):
     """A compiler failed, crashed or timed out on a rendered source.
 

@@ -34,6 +34,7 @@ class Knobs:
         "JITMOE_CACHE_READONLY_DIRS", (), "cache folders that are only read, before the writable one, separated by ':'"
     )
     compiler: str = _knob("JITMOE_COMPILER", "auto", "auto, icpx or sycl-jit")
+    impl: str = _knob("JITMOE_IMPL", "auto", "GPU kernels: auto (xe, or what a tuned row says), xe or cutlass")
     strict: bool = _knob("JITMOE_STRICT", False, "1: raise instead of falling back to the reference")
     disable_jit: bool = _knob("JITMOE_DISABLE_JIT", False, "1: never compile; a missing kernel is an error")
     compile_timeout_s: float = _knob("JITMOE_COMPILE_TIMEOUT", 300.0, "seconds that one compilation may take")
@@ -49,6 +50,7 @@ class Knobs:
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 COMPILER_CHOICES = ("auto", "icpx", "sycl-jit")
+IMPL_CHOICES = ("auto", "xe", "cutlass")
 
 
 def _parse(variable: str, text: str, default: Any) -> Any:
@@ -65,9 +67,10 @@ def _parse(variable: str, text: str, default: Any) -> Any:
         return tuple(path(part) for part in text.split(os.pathsep) if part)
     if variable in ("JITMOE_CACHE_DIR", "JITMOE_TUNED_CONFIG"):
         return path(text) if text else None
-    if variable == "JITMOE_COMPILER":
-        if text not in COMPILER_CHOICES:
-            raise wrong(f"one of {', '.join(COMPILER_CHOICES)}")
+    choices = {"JITMOE_COMPILER": COMPILER_CHOICES, "JITMOE_IMPL": IMPL_CHOICES}.get(variable)
+    if choices is not None:
+        if text not in choices:
+            raise wrong(f"one of {', '.join(choices)}")
         return text
     if isinstance(default, bool):
         if text.lower() not in _TRUE | _FALSE:

@@ -90,8 +90,8 @@ FUSED_MOE = Operation(
     outputs=("out",),
     planners={
         DeviceKind.CPU: "jitmoe.plan.cpu",
-        DeviceKind.GPU: "jitmoe.plan.xe",
-        DeviceKind.XE_EMULATED: "jitmoe.plan.xe",
+        DeviceKind.GPU: "jitmoe.plan.gpu",
+        DeviceKind.XE_EMULATED: "jitmoe.plan.gpu",
     },
     check="jitmoe.checks.fused_moe",
 )

@@ -44,6 +44,7 @@ def arguments(text: str) -> tuple[Argument, ...]:
 class KernelSpec:
     """Base of all kernel families."""
 
+    HEADERS: ClassVar[str] = ""  # another package whose headers the kernel includes (compilers/packages.py)
     KERNEL: ClassVar[str]  # function template jitmoe::kernel::<KERNEL> in <jitmoe/kernel/<KERNEL>.hpp>
     ARGUMENTS: ClassVar[tuple[Argument, ...]]
     DIMENSIONS: ClassVar[int] = 1  # of the nd_range

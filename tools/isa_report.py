@@ -18,15 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from jitmoe.compilers.base import CompileRequest
+from jitmoe.builder import compile_request
 from jitmoe.compilers.ocloc import Ocloc, find_ocloc
 from jitmoe.compilers.sycl_jit import SyclJit, find_sycl_jit
+from jitmoe.compilers.sycl_tla import find_sycl_tla
 from jitmoe.errors import CompileError
-from jitmoe.plan import xe
+from jitmoe.plan import cutlass, xe
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.xe_specs import XeGemm, XeSpec, XeVectorDown, XeVectorGateUp
 from jitmoe.problem import Activation, DType, Layout, MoEProblem
-from jitmoe.source import render
 
 # sycl-tla's example 12 (MoE grouped GEMM without activation), SG tile 32x64, K step 32, W [E][N][K] as here; counted
 # the same way from code that ocloc made of its sources with the fixes it needs on this route (docs/xe-kernels.md).
@@ -37,8 +37,8 @@ ANCHORS = {
 }
 
 _NOT_CODE = ("//", ".")
-# "load.ugm", "load_block2d.ugm"; on Xe3 "send.ugm" with the message in the comment
-_LOAD = r"^(?:\([^)]*\)\s*)?(?:load\S*|send\.\w+(?=.*; load))"
+# "load.ugm", "load_block2d.ugm"; on Xe3 "send.ugm" and on cri "sendg.ugm" with the message in the comment
+_LOAD = r"^(?:\([^)]*\)\s*)?(?:load\S*|sendg?\.\w+(?=.*//.*\bload))"
 _JUMP = re.compile(r"\b(?:jmpi|while|goto|brc|brd)\b.*?\b(\w+)\s*(?://.*|\{.*)?$")
 
 
@@ -208,33 +208,33 @@ def problem(
     )
 
 
-def specs_for(arch: str, problems: Iterable[MoEProblem]) -> list[XeSpec]:
-    """Returns the distinct kernels of the plans for ``problems`` on ``arch``."""
+def specs_for(arch: str, problems: Iterable[MoEProblem], *, cute: bool = False) -> list[XeSpec]:
+    """Returns the distinct kernels of the plans for ``problems`` on ``arch``; ``cute``: those written with CuTe too."""
     device = offline_device(arch)
     found: dict[XeSpec, None] = {}
     for one in problems:
-        choice = xe.choose(one, device, configs=())
-        for spec in xe.launches(one, device, choice).specs:
-            if not isinstance(spec, XeSpec):
-                raise TypeError(f"{spec} is no Xe kernel")
-            found[spec] = None
+        choices = [xe.choose(one, device, configs=())]
+        if cute and not cutlass.objections(one, device):
+            choices.append(cutlass.choose(one, device, configs=()))
+        for choice in choices:
+            for spec in xe.launches(one, device, choice).specs:
+                if not isinstance(spec, XeSpec):
+                    raise TypeError(f"{spec} is no Xe kernel")
+                found[spec] = None
     return list(found)
 
 
-def report(arches: Iterable[str], sycl: SyclJit, ocloc: Ocloc, *, jobs: int, dtypes: set[str]) -> list[Row]:
+def report(arches: Iterable[str], sycl: SyclJit, ocloc: Ocloc, *, jobs: int, dtypes: set[str], cute: bool) -> list[Row]:
     """Returns a row per kernel and GPU; ``jobs`` ocloc processes at once, progress on stderr."""
     users: dict[XeSpec, list[str]] = {}
     for arch in arches:
         problems = [p for p in representative_problems(arch) if p.dtype.value in dtypes]
-        for spec in specs_for(arch, problems):
+        for spec in specs_for(arch, problems, cute=cute):
             users.setdefault(spec, []).append(arch)
     images = {}
     for number, spec in enumerate(users, 1):
-        request = CompileRequest(
-            kernel=spec.entry_name, spec=str(spec), source=render(spec), arch="", large_grf=spec.large_grf
-        )
         # One at a time, so that the times mean something.
-        images[spec] = sycl.compile(request, build_key="", timeout_s=300)
+        images[spec] = sycl.compile(compile_request(spec, arch=""), build_key="", timeout_s=300)
         print(f"\r{number}/{len(users)} kernels to SPIR-V", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
@@ -343,6 +343,9 @@ def main() -> int:
     if sycl is None or ocloc is None:
         print("\n".join(words for found, words in ((sycl, sycl_words), (ocloc, ocloc_words)) if found is None))
         return 1
+    package, package_words = find_sycl_tla()
+    if package is None:
+        print(f"without the kernels written with CuTe: {package_words}", file=sys.stderr)
     try:
         rows = report(
             arguments.device or ARCHITECTURES,
@@ -350,6 +353,7 @@ def main() -> int:
             ocloc,
             jobs=arguments.jobs,
             dtypes=set(arguments.dtype or ("bf16", "fp16", "fp32")),
+            cute=package is not None,
         )
     except CompileError as error:
         print(f"\n{error}", file=sys.stderr)

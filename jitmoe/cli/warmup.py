@@ -207,6 +207,11 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--expert-map", action="store_true", help="calls pass an expert_map (implied by --ep)")
     where = parser.add_argument_group("for which device, and how")
     where.add_argument(
+        "--impl",
+        choices=knobs.IMPL_CHOICES,
+        help="GPU kernels: xe, cutlass, or auto as in serving (default: JITMOE_IMPL, else auto)",
+    )
+    where.add_argument(
         "--device",
         action="extend",
         type=_parse_names,
@@ -246,7 +251,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         return EXIT_USAGE
     if options.jobs:
         settings = dataclasses.replace(settings, jobs=options.jobs)
+    with knobs.override(impl=options.impl or settings.impl):
+        return _prepare(options, settings, model, targets)
 
+
+def _prepare(options: argparse.Namespace, settings: knobs.Knobs, model: MoEModel, targets: Sequence[Target]) -> int:
     print(f"{model.name}: {model}, {_layout_words(model)}")
     if model.note:
         print(f"note: {model.note}")

@@ -7,9 +7,11 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol
 
 from jitmoe.errors import CompileError
@@ -18,6 +20,8 @@ INCLUDE_PLACEHOLDER = "{include}"  # stands for the packaged header folder in ar
 SOURCE_PLACEHOLDER = "{source}"
 OUTPUT_PLACEHOLDER = "{output}"
 BUILD_KEY_PLACEHOLDER = "{build_key}"
+PACKAGE_PLACEHOLDER = "{package}"  # the header folder of CompileRequest.headers
+OVERLAY_PLACEHOLDER = "{overlay}"  # a private folder with the headers that shadow some of it
 
 
 class ArtifactKind(str, Enum):
@@ -29,6 +33,35 @@ class ArtifactKind(str, Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderPackage:
+    """Headers of another installed package, and texts that shadow some of them while a kernel is compiled."""
+
+    name: str
+    version: str
+    digest: str  # of every header that can be included, and of the overlay
+    folder: Path
+    overlay: tuple[tuple[str, str], ...]  # relative path, text
+    defines: tuple[str, ...]  # -D options
+
+    @property
+    def identity(self) -> str:
+        """Name, version and content digest; part of the cache key."""
+        return f"{self.name} {self.version} {self.digest}"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Compiler options with placeholders. System folders: warnings in them are not ours."""
+        return ("-isystem", OVERLAY_PLACEHOLDER, "-isystem", PACKAGE_PLACEHOLDER, *self.defines)
+
+    def write_overlay(self, folder: Path) -> None:
+        """Writes the overlay below ``folder``."""
+        for name, text in self.overlay:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompileRequest:
     """One translation unit to compile."""
 
@@ -37,6 +70,7 @@ class CompileRequest:
     source: str
     arch: str  # of the device, as in Device.arch
     large_grf: bool
+    headers: HeaderPackage | None = None  # that the source includes besides ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +110,27 @@ class Compiler(Protocol):
 
     def compile(self, request: CompileRequest, *, build_key: str, timeout_s: float) -> Artifact:
         """Compiles ``request``; raises ``CompileError``. ``build_key`` is embedded where the artifact has room."""
+
+
+@contextlib.contextmanager
+def overlay_folder(request: CompileRequest) -> Iterator[dict[str, str]]:
+    """Gives the paths that stand for the placeholders of ``HeaderPackage.options`` while a compilation runs."""
+    if request.headers is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="jitmoe-overlay-") as folder:
+        request.headers.write_overlay(Path(folder))
+        yield {OVERLAY_PLACEHOLDER: folder, PACKAGE_PLACEHOLDER: str(request.headers.folder)}
+
+
+def with_paths(options: tuple[str, ...], paths: Mapping[str, str]) -> list[str]:
+    """Returns ``options`` with paths instead of placeholders."""
+    filled = []
+    for option in options:
+        for placeholder, path in paths.items():
+            option = option.replace(placeholder, path)
+        filled.append(option)
+    return filled
 
 
 @dataclass(frozen=True, slots=True)

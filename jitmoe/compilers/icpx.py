@@ -24,7 +24,9 @@ from jitmoe.compilers.base import (
     Artifact,
     ArtifactKind,
     CompileRequest,
+    overlay_folder,
     run,
+    with_paths,
 )
 from jitmoe.errors import CompileError
 from jitmoe.source import INCLUDE_DIR
@@ -87,12 +89,14 @@ class Icpx:
             # The runtime finds kernels of all loaded libraries by name: two configurations of one must not share it.
             f"-D{request.kernel}={request.kernel}_{BUILD_KEY_PLACEHOLDER}",
         ]
+        if request.headers is not None:
+            options += request.headers.options
         if request.large_grf:
             options += ["-Xsycl-target-backend", "-options -ze-opt-large-register-file"]
         return (*options, "-o", OUTPUT_PLACEHOLDER, SOURCE_PLACEHOLDER)
 
     def compile(self, request: CompileRequest, *, build_key: str, timeout_s: float) -> Artifact:
-        with tempfile.TemporaryDirectory(prefix="jitmoe-icpx-") as folder:
+        with tempfile.TemporaryDirectory(prefix="jitmoe-icpx-") as folder, overlay_folder(request) as overlay_paths:
             source = Path(folder) / f"{request.kernel}.cpp"
             output = Path(folder) / ArtifactKind.SHARED_LIBRARY.value
             source.write_text(request.source + HOST_INCLUDE)
@@ -101,13 +105,9 @@ class Icpx:
                 SOURCE_PLACEHOLDER: str(source),
                 OUTPUT_PLACEHOLDER: str(output),
                 BUILD_KEY_PLACEHOLDER: build_key,
+                **overlay_paths,
             }
-            options = []
-            for option in self.argv(request):
-                for placeholder, path in paths.items():
-                    option = option.replace(placeholder, path)
-                options.append(option)
-            command = (str(self.executable), *options)
+            command = (str(self.executable), *with_paths(self.argv(request), paths))
             started = time.perf_counter()
             finished = run(command, request=request, stdin=b"", timeout_s=timeout_s)
             log = finished.stdout.decode(errors="replace") + finished.stderr

@@ -9,7 +9,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from jitmoe.compilers.base import INCLUDE_PLACEHOLDER, Artifact, ArtifactKind, CompileRequest, run
+from jitmoe.compilers.base import (
+    INCLUDE_PLACEHOLDER,
+    Artifact,
+    ArtifactKind,
+    CompileRequest,
+    overlay_folder,
+    run,
+    with_paths,
+)
 from jitmoe.errors import CompileError
 from jitmoe.source import INCLUDE_DIR
 
@@ -17,7 +25,7 @@ PACKAGE = "intel-sycl-rt"
 LIBRARY = "libsycl-jit.so"
 SUPPORTED_MAJORS = ("2026",)  # whose compileSYCL has the signature that the worker declares
 WORKER = Path(__file__).with_name("sycl_jit_worker.py")
-MEMORY_PER_JOB_BYTES = 700 << 20  # measured peak of one kernel, 2026.2: 330-420 MB; the 250 MB library included
+MEMORY_PER_JOB_BYTES = 700 << 20  # measured peak of one kernel, 2026.2: 330-450 MB; the 250 MB library included
 EXIT_MEANINGS = {18: "the SPIR-V translator refused an extension"}
 
 OPTIONS = (
@@ -60,10 +68,14 @@ class SyclJit:
         return MEMORY_PER_JOB_BYTES
 
     def argv(self, request: CompileRequest) -> tuple[str, ...]:
-        return OPTIONS
+        return OPTIONS if request.headers is None else (*OPTIONS, *request.headers.options)
 
     def compile(self, request: CompileRequest, *, build_key: str, timeout_s: float) -> Artifact:
-        options = [option.replace(INCLUDE_PLACEHOLDER, str(INCLUDE_DIR)) for option in self.argv(request)]
+        with overlay_folder(request) as paths:
+            options = with_paths(self.argv(request), {INCLUDE_PLACEHOLDER: str(INCLUDE_DIR), **paths})
+            return self._compile(request, options, timeout_s)
+
+    def _compile(self, request: CompileRequest, options: list[str], timeout_s: float) -> Artifact:
         file_name = f"{request.kernel}.cpp"
         job = {
             "library": str(self.library),

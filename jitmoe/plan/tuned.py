@@ -122,9 +122,12 @@ def parse(text: str, name: str = "tuned config") -> tuple[TunedConfig, ...]:
     return tuple(configs)
 
 
-def find(configs: Sequence[TunedConfig], problem: MoEProblem, device: Device, impl: str) -> TunedConfig | None:
-    """Returns the row for ``problem``: the one with the fewest tokens that are not fewer than M, else the largest."""
-    fitting = [config for config in configs if config.impl == impl and config.fits(problem, device)]
+def find(configs: Sequence[TunedConfig], problem: MoEProblem, device: Device, *impls: str) -> TunedConfig | None:
+    """Returns the row for ``problem`` and one of the implementations ``impls``.
+
+    It is the one with the fewest tokens that are not fewer than M, else the one with the most.
+    """
+    fitting = [config for config in configs if config.impl in impls and config.fits(problem, device)]
     if not fitting:
         return None
     enough = [config for config in fitting if config.num_tokens >= problem.num_tokens]

@@ -110,6 +110,19 @@ VECTOR_SIMD = 16  # every GPU of the table has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """The grouped GEMMs of one implementation. What surrounds them is the same for all."""
+
+    impl: str
+    gate_up: type[XeGateUp]
+    down: type[XeDown]
+    gathers: bool  # whether gate_up can read token rows through the routing table
+
+
+XE = Family(impl=IMPL, gate_up=XeGateUp, down=XeDown, gathers=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class XeChoice:
     """The kernels of one call and why they were chosen."""
 
@@ -202,9 +215,9 @@ def weights_class(problem: MoEProblem, arch: XeArchitecture, which: str) -> tupl
     return XeWeights.ELEMENT, f"{which}: 16-bit loads ({'; '.join(objections)})"
 
 
-def tokens_class(problem: MoEProblem, arch: XeArchitecture) -> tuple[XeTokens, str]:
+def tokens_class(problem: MoEProblem, arch: XeArchitecture, gathers: bool = True) -> tuple[XeTokens, str]:
     """Returns how gate_up reads token rows and why."""
-    objections = []
+    objections = [] if gathers else ["these kernels take packed tokens"]
     if problem.w1_layout is Layout.KN:
         objections.append("[K][N] weights take packed tokens")
     if problem.hidden_size % K_STEP:
@@ -259,11 +272,14 @@ def tuned_tile(config: TunedConfig, candidates: Sequence[Tile]) -> Tile | None:
     return next((t for t in candidates if (t.block_rows, t.block_columns, t.k_slices) == asked), None)
 
 
-def choose(problem: MoEProblem, device: Device, configs: Sequence[TunedConfig] | None = None) -> XeChoice:
+def choose(
+    problem: MoEProblem, device: Device, configs: Sequence[TunedConfig] | None = None, family: Family = XE
+) -> XeChoice:
     """Returns the kernels for ``problem`` on ``device``.
 
     Args:
         configs: tuned rows that override the heuristic; None: those of JITMOE_TUNED_CONFIG.
+        family: whose dpas kernels to use where dpas kernels are used.
 
     Raises:
         UnsupportedProblemError: sizes beyond the kernels' 32-bit counters.
@@ -284,7 +300,7 @@ def choose(problem: MoEProblem, device: Device, configs: Sequence[TunedConfig] |
         reasons.append(f"vector kernels: {why}")
         gate_up, down = _vector_kernels(problem, emulated)
     else:
-        gate_up, down, more = _dpas_kernels(problem, device, arch, emulated, configs)
+        gate_up, down, more = _dpas_kernels(problem, device, arch, emulated, configs, family)
         reasons += more
         if gate_up.tokens is not XeTokens.GATHER:
             wide = problem.x_row_stride % 8 == 0 and problem.hidden_size % 8 == 0 and problem.base_alignment % 16 == 0
@@ -389,10 +405,11 @@ def _dpas_kernels(
     arch: XeArchitecture,
     emulated: bool,
     configs: Sequence[TunedConfig] | None,
+    family: Family,
 ) -> tuple[XeGateUp, XeDown, list[str]]:
     w1_class, w1_reason = weights_class(problem, arch, "w1")
     w2_class, w2_reason = weights_class(problem, arch, "w2")
-    tokens, tokens_reason = tokens_class(problem, arch)
+    tokens, tokens_reason = tokens_class(problem, arch, family.gathers)
     reasons = [w1_reason, w2_reason, tokens_reason]
     candidates = tiles(arch, (w1_class, w2_class))
 
@@ -405,12 +422,14 @@ def _dpas_kernels(
         }
         packed = XeTokens.BLOCK2D if arch.has_block2d else XeTokens.PACKED
         return (
-            XeGateUp(**common, layout=problem.w1_layout, weights=w1_class, tokens=tokens, **gate_up_fields(problem)),
-            XeDown(**common, layout=problem.w2_layout, weights=w2_class, tokens=packed, **down_fields(problem)),
+            family.gate_up(
+                **common, layout=problem.w1_layout, weights=w1_class, tokens=tokens, **gate_up_fields(problem)
+            ),
+            family.down(**common, layout=problem.w2_layout, weights=w2_class, tokens=packed, **down_fields(problem)),
         )
 
     order: list[tuple[Tile, str]] = []
-    row = tuned.find(tuned.configured() if configs is None else configs, problem, device, IMPL)
+    row = tuned.find(tuned.configured() if configs is None else configs, problem, device, family.impl)
     if row is not None:
         tile = tuned_tile(row, candidates)
         if tile is not None:

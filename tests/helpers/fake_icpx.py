@@ -73,6 +73,9 @@ def parse(arguments: list[str]) -> dict[str, str]:
         r"-DJITMOE_KERNEL_NAME=(?P<kernel>jitmoe_\w+)",
         r"-D(?P<old>jitmoe_[a-z0-9_]+)=(?P<symbol>jitmoe_\w+)",
     ]
+    if "-isystem" in arguments:
+        expected += ["-isystem", r"(?P<overlay>/.+)", "-isystem", r"(?P<package>/.+)", r"(?P<define1>-D\w+)"]
+        expected += [r"(?P<define2>-D\w+)"]
     if "-Xsycl-target-backend" in arguments:
         expected += ["-Xsycl-target-backend", "-options -ze-opt-large-register-file"]
     expected += ["-o", r"(?P<output>/.+/kernel\.so)", r"(?P<source>/.+\.cpp)"]
@@ -96,6 +99,9 @@ def spirv(parts: dict[str, str], source: str) -> bytes:
 
     library, _ = find_sycl_jit()
     assert library is not None
+    package = []
+    if "package" in parts:
+        package = ["-isystem", parts["overlay"], "-isystem", parts["package"], parts["define1"], parts["define2"]]
     job = {
         "library": str(library.library),
         "kernel": parts["symbol"],
@@ -103,7 +109,7 @@ def spirv(parts: dict[str, str], source: str) -> bytes:
         "source": source,
         "options": [
             "-O3", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fno-math-errno",
-            f"-I{parts['include']}", f"-D{parts['old']}={parts['symbol']}",
+            f"-I{parts['include']}", f"-D{parts['old']}={parts['symbol']}", *package,
         ],
     }  # fmt: skip
     done = subprocess.run(

@@ -7,20 +7,24 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import fake_icpx, moe
-from helpers.builders import cpu_device, gpu_device
+from helpers.builders import cpu_device, gpu_device, moe_problem
 from helpers.spec_samples import specs_of
 
 from jitmoe import pipeline
+from jitmoe.builder import compile_request
 from jitmoe.compilers.base import CompileRequest
 from jitmoe.compilers.icpx import HOST_INCLUDE, Icpx, find_icpx, sycl_target
 from jitmoe.compilers.sycl_jit import find_sycl_jit
+from jitmoe.compilers.sycl_tla import find_sycl_tla
 from jitmoe.errors import CompileError, LoadError
+from jitmoe.plan import cutlass
 from jitmoe.runtime import cpu, loader, sycl
 from jitmoe.runtime.stream import stream_of
 from jitmoe.source import INCLUDE_DIR, render
@@ -129,6 +133,20 @@ def test_a_library_is_built_and_gives_a_kernel():
 @pytest.mark.parametrize("large_grf", [False, True])
 def test_gpu_command_lines_are_accepted(arch, large_grf):
     assert compiled(arch=arch, large_grf=large_grf)
+
+
+def test_headers_of_another_package_come_after_an_overlay_that_is_gone_afterwards(monkeypatch, tmp_path):
+    package, words = find_sycl_tla()
+    if package is None:
+        pytest.skip(words)
+    problem = moe_problem(hidden_size=64, intermediate_size=64, base_alignment=64)
+    spec = cutlass.choose(problem, gpu_device(), configs=()).gate_up
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    artifact = icpx().compile(compile_request(spec, "bmg-g21"), build_key=KEY, timeout_s=120.0)
+    assert artifact.image[:4] == b"\x7fELF"
+    assert list(folder.iterdir()) == []
 
 
 def test_the_stand_in_takes_nothing_else():

@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 import resource
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers.report import TOOLS, isa_report
 from helpers.xe_probes import PROBES, compile_probe
 
-from jitmoe.compilers.base import Artifact, CompileRequest
+from jitmoe.builder import compile_request
+from jitmoe.compilers.base import Artifact
 from jitmoe.compilers.ocloc import Ocloc, default_path, execution_environment, find_ocloc
 from jitmoe.compilers.sycl_jit import find_sycl_jit
 from jitmoe.plan import xe
@@ -25,21 +24,8 @@ from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeGemm, XeSpec
 from jitmoe.problem import Activation, DType
 from jitmoe.source import render
 
-TOOLS = Path(__file__).parents[2] / "tools"
 BLOCK2D_GPUS = [name for name, arch in ARCHITECTURES.items() if arch.has_block2d]
 COMPILE_SECONDS = 0.5  # bar for one kernel alone on a core; the worker's CPU time, as tests share the machine
-
-
-def _load_report() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("isa_report", TOOLS / "isa_report.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["isa_report"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-isa_report = _load_report()
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +39,7 @@ def ocloc() -> Ocloc:
 def compile_spec(spec: XeSpec) -> Artifact:
     compiler, words = find_sycl_jit()
     assert compiler is not None, words
-    request = CompileRequest(
-        kernel=spec.entry_name, spec=str(spec), source=render(spec), arch="", large_grf=spec.large_grf
-    )
-    return compiler.compile(request, build_key="", timeout_s=100)
+    return compiler.compile(compile_request(spec, arch=""), build_key="", timeout_s=100)
 
 
 def gemms(arch: str, m: int, **changes: Any) -> tuple[XeGateUp, XeDown]:
@@ -278,6 +261,17 @@ def test_report_counts_messages_of_xe3() -> None:
         )
     )
     assert (loop.loads, loop.prefetches) == (2, 1)
+
+
+def test_report_counts_messages_of_cri() -> None:
+    loop = isa_report.Loop(
+        (
+            "sendg.ugm (1|M0)  r4  r251:1  null:0  0x8803 {A@1,$29} // load_block2d.ugm.d16.a64 [src0] // $570",
+            "sendg.ugm (1|M0)  null  r250:1  null:0  0x88803 {$4} // rd:0 B; load_block2d.ugm.d16.a64.ca.ca.uc [src0]",
+            "sendg.ugm (16|M0)  null  r8  r12:4  0x3 {$5} // store.ugm.d32x4.a64 [src0]",
+        )
+    )
+    assert (loop.loads, loop.prefetches) == (1, 1)
 
 
 def test_execution_environment_is_read() -> None:

@@ -24,6 +24,10 @@ SAMPLES = {
         errors.ToolchainNotFoundError(searched=("icpx: not on PATH", "intel-sycl-rt: not installed")),
         ["icpx: not on PATH", "intel-sycl-rt: not installed", "next step", "pip install"],
     ),
+    "HeadersNotFoundError": (
+        errors.HeadersNotFoundError(kernel="jitmoe_toy", package="sycl-tla", searched="sycl-tla: not installed"),
+        ["jitmoe_toy", "sycl-tla: not installed", "next step: pip install 'jitmoe[cutlass]'"],
+    ),
     "CompileError": (
         errors.CompileError(
             kernel="jitmoe_toy",

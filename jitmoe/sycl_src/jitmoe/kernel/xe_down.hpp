@@ -110,7 +110,7 @@ template <class Config> struct XeDownEpilogue {
   }
 };
 
-template <class Config> inline void xe_down(const XeDownArgs& args) {
+template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_down(const XeDownArgs& args) {
   XeGroupedGemm gemm{};
   gemm.x = args.inter;
   gemm.sorted_pairs = static_cast<const int32*>(args.sorted_pairs);
@@ -127,7 +127,7 @@ template <class Config> inline void xe_down(const XeDownArgs& args) {
   gemm.second_block = Config::tile_columns;
   gemm.columns = args.num_columns;
   gemm.column_step = 2 * Config::tile_columns;
-  xe_grouped_gemm<Config>(gemm, [&](const scheduler::Tile& tile) {
+  xe_grouped_gemm<Config, MainLoop>(gemm, [&](const scheduler::Tile& tile) {
     return XeDownEpilogue<Config>{args,       gemm.sorted_pairs + tile.first, int64(tile.expert) * args.hidden_size,
                                   tile.count, false,                          -1,
                                   0.0f,       nullptr};

@@ -150,7 +150,7 @@ template <class Config> struct XeGateUpEpilogue {
   }
 };
 
-template <class Config> inline void xe_gate_up(const XeGateUpArgs& args) {
+template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_gate_up(const XeGateUpArgs& args) {
   constexpr bool kUngated = Config::gate_up == GateUp::ungated, kSeparate = Config::gate_up == GateUp::separate;
   constexpr bool kInterleaved = Config::gate_up == GateUp::interleaved;
   constexpr bool kAlternatingRows = kInterleaved && Config::layout == Layout::nk;
@@ -174,7 +174,7 @@ template <class Config> inline void xe_gate_up(const XeGateUpArgs& args) {
   gemm.second_k = kAlternatingRows ? int32(args.w_stride) : 0;
   gemm.columns = args.inter_pitch;
   gemm.column_step = kUngated ? 2 * Config::tile_columns : Config::tile_columns;
-  xe_grouped_gemm<Config>(gemm,
+  xe_grouped_gemm<Config, MainLoop>(gemm,
                           [&](const scheduler::Tile& tile) { return XeGateUpEpilogue<Config>(args, tile); });
 }
 

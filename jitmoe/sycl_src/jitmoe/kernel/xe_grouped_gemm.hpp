@@ -60,13 +60,13 @@ template <class Config> struct SelectMainLoop { using type = mainloop::XeWeights
 template <class Config> requires(kTokenLanes<Config>) struct SelectMainLoop<Config> {
   using type = mainloop::XeWeightsA<Config>;
 };
+template <class Config> using xe_main_loop_t = typename SelectMainLoop<Config>::type;
 
 // Weights as A: epilogue.begin_row(row), then token_lanes(column, first, second): the lane's row, 8 columns from `column`.
 // Weights as B: epilogue.begin_rows(row), then column_lanes(column, first, second): 8 rows, lane n has column + n.
 // Rows count from the row block's first sorted pair and may reach past its count.
-template <class Config, class MakeEpilogue>
+template <class Config, class MainLoop, class MakeEpilogue>
 inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogue) {
-  using MainLoop = typename SelectMainLoop<Config>::type;
   constexpr int32 kSubGroups = Config::sub_groups_m * Config::sub_groups_n;
   constexpr int32 kSimd = Config::simd;
 
