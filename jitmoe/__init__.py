@@ -8,6 +8,17 @@ __version__ = "0.1.0"
 
 from jitmoe import reference
 from jitmoe.api import explain, fused_moe
+from jitmoe.api_routing import (
+    ExpertLoad,
+    expert_load,
+    grouped_topk,
+    moe_align_block_size,
+    moe_sorting,
+    route,
+    topk_sigmoid,
+    topk_softmax,
+    topk_sqrt_softplus,
+)
 from jitmoe.checkpoints import fold_k_order, load_awq, load_fp8, load_gptq, load_int4, load_mxfp4, load_mxfp8, row_order
 from jitmoe.errors import ArgumentError, JitMoEError
 from jitmoe.formats import Encoding, WeightFormat
@@ -20,25 +31,35 @@ from jitmoe.quantize import (
     quantize_weights,
 )
 from jitmoe.quantized import QuantizedTensor
+from jitmoe.routing import GroupScore, Routing, Scoring, TemperatureSchedule
 from jitmoe.tensors import UsmArray
 
 __all__ = [
     "ArgumentError",
     "Encoding",
+    "ExpertLoad",
+    "GroupScore",
     "JitMoEError",
     "QuantizedTensor",
+    "Routing",
+    "Scoring",
+    "TemperatureSchedule",
     "UsmArray",
     "WeightFormat",
     "__version__",
+    "expert_load",
     "explain",
     "fold_k_order",
     "fused_moe",
+    "grouped_topk",
     "load_awq",
     "load_fp8",
     "load_gptq",
     "load_int4",
     "load_mxfp4",
     "load_mxfp8",
+    "moe_align_block_size",
+    "moe_sorting",
     "quantize_fp8",
     "quantize_int4",
     "quantize_int8",
@@ -46,5 +67,9 @@ __all__ = [
     "quantize_mxfp8",
     "quantize_weights",
     "reference",
+    "route",
     "row_order",
+    "topk_sigmoid",
+    "topk_softmax",
+    "topk_sqrt_softplus",
 ]

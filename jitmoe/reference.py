@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from jitmoe.formats import WHOLE, Encoding, InputQuant
 from jitmoe.problem import Activation, DType
+from jitmoe.reference_routing import expert_load as expert_load
+from jitmoe.reference_routing import moe_align_block_size as moe_align_block_size
+from jitmoe.reference_routing import moe_sorting as moe_sorting
+from jitmoe.reference_routing import route as route
 
 if TYPE_CHECKING:
     import torch

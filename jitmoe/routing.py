@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a router's logits become experts and weights: a frozen value per router, and problem values of the routing ops.
+"""How a router's logits become experts and weights: a frozen value per router, and the problem value of ``route``.
 
 Letters: M tokens, E experts, k experts per token, G groups of E / G neighbouring experts.
 """
@@ -11,7 +11,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
+from jitmoe.device import DeviceKind
+from jitmoe.errors import ArgumentError
+from jitmoe.operation import Operation
 from jitmoe.problem import DType
 
 MAX_EXPERTS = 1024  # of the top-k kernels: a token's choice values are kept in registers or in the L1 cache
@@ -99,10 +103,10 @@ class Routing:
                 object.__setattr__(self, name, kind(value))
             except ValueError:
                 known = ", ".join(member.value for member in kind)
-                raise ValueError(f"{name} is {value!r}, expected one of {known}") from None
+                raise ArgumentError(argument=name, got=repr(value), expected=f"one of {known}") from None
         for name in ("topk_before_scoring", "renormalize"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
+                raise ArgumentError(argument=name, got=repr(getattr(self, name)), expected="True or False")
         self._check_whole("top_k", 1, MAX_TOP_K)
         self._check_whole("num_groups", 1, MAX_GROUPS)
         self._check_whole("topk_groups", 1, self.num_groups)
@@ -118,13 +122,14 @@ class Routing:
     def _check_whole(self, name: str, first: int, last: int) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or not first <= value <= last:
-            raise ValueError(f"{name} is {value!r}, expected a whole number from {first} to {last}")
+            expected = f"a whole number from {first} to {last}"
+            raise ArgumentError(argument=name, got=repr(value), expected=expected)
 
     def _check_number(self, name: str, bound: str, is_within: Callable[[float], bool]) -> None:
         value = getattr(self, name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not is_within(value):
-            raise ValueError(f"{name} is {value!r}, expected a finite number {bound}".rstrip())
+            raise ArgumentError(argument=name, got=repr(value), expected=f"a finite number {bound}".rstrip())
         object.__setattr__(self, name, float(value))
 
     @property
@@ -170,9 +175,9 @@ class TemperatureSchedule:
         for name in ("first", "last"):
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
-                raise ValueError(f"{name} is {value!r}, expected a finite number > 0")
+                raise ArgumentError(argument=name, got=repr(value), expected="a finite number > 0")
         if self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps!r}, expected a whole number >= 1")
+            raise ArgumentError(argument="num_steps", got=repr(self.num_steps), expected="a whole number >= 1")
 
     def at(self, step: int) -> float:
         """Returns the temperature of call number ``step``, counted from 0; ``last`` from ``num_steps`` on."""
@@ -180,9 +185,24 @@ class TemperatureSchedule:
         return float(self.first ** (1.0 - done) * self.last**done)
 
 
+ROUTE = Operation(
+    name="route",
+    tensors=("router_logits", "correction_bias", "topk_weights", "topk_ids"),
+    outputs=("topk_weights", "topk_ids"),
+    planners={
+        DeviceKind.CPU: "jitmoe.plan.topk_cpu",
+        DeviceKind.GPU: "jitmoe.plan.topk_xe",
+        DeviceKind.XE_EMULATED: "jitmoe.plan.topk_xe",
+    },
+    check="jitmoe.checks.route",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingProblem:
     """One ``route`` call. Strides are in elements."""
+
+    OPERATION: ClassVar[Operation] = ROUTE
 
     num_tokens: int  # M
     num_experts: int  # E
@@ -193,6 +213,10 @@ class RoutingProblem:
     logits_row_stride: int
     weights_row_stride: int
     ids_row_stride: int
+
+    @property
+    def is_empty(self) -> bool:
+        return self.num_tokens == 0
 
     @property
     def capacity(self) -> int | None:
@@ -217,57 +241,3 @@ class RoutingProblem:
             f"route(M={self.num_tokens} E={self.num_experts} k={r.top_k} {self.dtype.value} {order}{r.scoring.value}"
             f"{' biased' if self.bias_dtype is not None else ''}{groups}{cap})"
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlignProblem:
-    """One call that sorts (token, slot) pairs by expert: ``moe_align_block_size``, ``moe_sorting``, ``expert_load``."""
-
-    num_tokens: int  # M
-    top_k: int  # k
-    num_experts: int  # E, experts whose weights are here
-    num_global_experts: int | None  # length of expert_map; None without a map
-    block_size: int  # an expert's pairs are padded to a multiple of it
-    ids_dtype: DType
-    ids_row_stride: int
-    num_sorted: int  # length of sorted_token_ids
-    num_blocks: int  # length of expert_ids
-    weights_dtype: DType | None = None  # of topk_weights, which moe_sorting sorts along; None without
-    weights_row_stride: int = 0
-    zeroed_bytes: int = 0  # of the output buffer that moe_sorting clears
-
-    @property
-    def num_pairs(self) -> int:
-        """M * k, also the number that marks a padding slot. A pair's index is token * k + slot."""
-        return self.num_tokens * self.top_k
-
-    def __str__(self) -> str:
-        op = "moe_align_block_size" if self.weights_dtype is None else "moe_sorting"
-        return f"{op}(M={self.num_tokens} k={self.top_k} E={self.num_experts} block={self.block_size})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadProblem:
-    """One ``expert_load`` call."""
-
-    num_tokens: int
-    top_k: int
-    num_experts: int
-    ids_dtype: DType
-    ids_row_stride: int
-
-    @property
-    def num_pairs(self) -> int:
-        return self.num_tokens * self.top_k
-
-    def __str__(self) -> str:
-        return f"expert_load(M={self.num_tokens} k={self.top_k} E={self.num_experts})"
-
-
-def max_padded_pairs(num_pairs: int, num_experts: int, block_size: int) -> int:
-    """Returns how many places sorted pairs can take at most when every expert's are padded to ``block_size``.
-
-    A multiple of ``block_size``: at most min(E, pairs) experts have pairs, and each adds at most block_size - 1.
-    """
-    bound = num_pairs + min(num_experts, num_pairs) * (block_size - 1)
-    return bound // block_size * block_size

@@ -221,16 +221,33 @@ def empty_like(value: Any) -> Any:
     """Returns an uninitialized, densely packed tensor of the same kind, shape, dtype and place."""
     if is_torch(value):
         return value.new_empty(value.shape)
-    import dpctl.memory
-
     info = describe("hidden_states", value)
     assert info.dtype is not None
-    num_bytes = info.dtype.num_bytes
-    for size in info.shape:
+    return empty(value, info.shape, info.dtype)
+
+
+def empty(like: Any, shape: tuple[int, ...], dtype: DType) -> Any:
+    """Returns an uninitialized, densely packed tensor of another's kind and place."""
+    if is_torch(like):
+        return like.new_empty(shape, dtype=torch_dtypes()[dtype])
+    import dpctl.memory
+
+    num_bytes = dtype.num_bytes
+    for size in shape:
         num_bytes *= size
-    queue = value.__sycl_usm_array_interface__["syclobj"]
-    memory = dpctl.memory.MemoryUSMDevice(max(num_bytes, 1), queue=queue)
-    return UsmArray(memory, info.shape, info.dtype)
+    queue = like.__sycl_usm_array_interface__["syclobj"]
+    return UsmArray(dpctl.memory.MemoryUSMDevice(max(num_bytes, 1), queue=queue), shape, dtype)
+
+
+def check_dtype(name: str, value: object, allowed: Sequence[DType]) -> DType:
+    """Returns the dtype of a name like "bf16" or of a torch dtype."""
+    dtype = {f"torch.{torch_name}": dtype for dtype, torch_name in _TORCH_NAMES.items()}.get(str(value))
+    if dtype is None and isinstance(value, str) and value in [known.value for known in DType]:
+        dtype = DType(value)
+    if dtype is None or dtype not in allowed:
+        names = ", ".join(known.value for known in allowed)
+        raise ArgumentError(argument=name, got=repr(value), expected=f"{names} or a torch dtype of these")
+    return dtype
 
 
 def to_host(value: Any, stream: Stream) -> Any:
@@ -254,9 +271,9 @@ def from_host(value: Any, host: Any, stream: Stream) -> None:
     """Copies a torch CPU tensor into a USM array of the same shape; waits for the queue."""
     info = describe("tensor", value)
     assert info.dtype is not None
-    rows = host.reshape(-1, host.shape[-1]).contiguous() if host.ndim else host
+    rows = host.reshape(-1, host.shape[-1]).contiguous()
     batches_of_one = len(info.shape) == 3 and info.shape[1] == 1
-    row_stride = info.strides[0] if batches_of_one else info.strides[-2]
+    row_stride = info.strides[0] if batches_of_one or len(info.shape) == 1 else info.strides[-2]
     row_bytes = rows.shape[-1] * info.dtype.num_bytes
     stream.wait()
     for row in range(rows.shape[0]):

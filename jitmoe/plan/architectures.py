@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from jitmoe.device import Device, DeviceKind
 
 KIB = 1024
+EMULATED_WORK_GROUPS = 3  # odd, so that tiles spread unevenly; few, so that each work-group walks over several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,3 +117,11 @@ def offline_device(name: str) -> Device:
         local_mem_bytes=arch.local_mem_bytes,
         l2_bytes=0,
     )
+
+
+def resident_groups(device: Device, arch: XeArchitecture, sub_groups: int, large_grf: bool) -> int:
+    """Returns how many work-groups of ``sub_groups`` the device holds at once."""
+    if device.kind is DeviceKind.XE_EMULATED:
+        return EMULATED_WORK_GROUPS
+    threads = device.num_compute_units * arch.threads_per_engine // (2 if large_grf else 1)
+    return max(1, threads // sub_groups)

@@ -16,9 +16,10 @@ from typing import Any
 from jitmoe.device import Device, DeviceKind
 from jitmoe.errors import UnsupportedProblemError
 from jitmoe.plan import features, tuned
-from jitmoe.plan.architectures import XeArchitecture, architecture
-from jitmoe.plan.launch import Buffer, Launch, Plan
+from jitmoe.plan.architectures import XeArchitecture, architecture, resident_groups
+from jitmoe.plan.launch import Buffer, Plan
 from jitmoe.plan.tuned import TunedConfig
+from jitmoe.plan.xe_ranges import MAX_ONE_GROUP_PAIRS, ROUTE_LOCAL_SIZE, launch, range_count, range_launches
 from jitmoe.plan.xe_specs import (
     XeCombine,
     XeDown,
@@ -41,14 +42,8 @@ IMPL = "xe"
 DPAS_DTYPES = (DType.BF16, DType.FP16)
 K_STEP = 32  # elements; packed rows and the first GEMM's results are padded to it
 
-ROUTE_LOCAL_SIZE = 512  # work-items; a guess: enough sub-groups to hide the latency of the ids, fewer to synchronise
-ROUTE_PAIRS_PER_RANGE = 64  # at least, or ranges are merged
-MAX_ONE_GROUP_PAIRS = 32768  # more are routed by three launches; a guess: 64 rounds of 512 work-items
-MAX_ROUTE_RANGES = 512
-
 PARTIAL_BYTES = 256 << 20  # bound of the fp32 rows between down and combine; wider outputs go in column chunks
 COLUMN_CHUNK = 256  # chunks are multiples of this many columns: whole tiles of every configuration
-EMULATED_WORK_GROUPS = 3  # odd, so that tiles spread unevenly; few, so that each work-group walks over several
 MAX_TILES = 2**31 - 1  # tile ids are 32-bit in kernels
 SURFACE_LIMIT = 1 << 24  # bytes of a 2D surface's width and pitch, and its rows
 
@@ -472,7 +467,7 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
 
     columns = min(h, max(PARTIAL_BYTES // (pairs * 4) // COLUMN_CHUNK, 1) * COLUMN_CHUNK)
     partial_pitch = _align_up(columns, 8)
-    num_ranges = _num_ranges(problem, device, choice)
+    num_ranges = range_count(problem.num_pairs, device, choice.route)
     routing = {
         "num_tokens": m,
         "top_k": problem.top_k,
@@ -491,11 +486,11 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
         Buffer("partial", pairs * partial_pitch * 4),
     ]
 
-    steps = _route_launches(choice, routing, num_ranges)
+    steps = range_launches(choice.route, {**routing, "block_rows": choice.block_rows}, num_ranges)
     if choice.pack is not None:
-        groups = _resident_groups(device, arch, ROUTE_LOCAL_SIZE // choice.pack.simd, False)
+        groups = resident_groups(device, arch, ROUTE_LOCAL_SIZE // choice.pack.simd, False)
         steps.append(
-            _launch(
+            launch(
                 choice.pack,
                 min(groups, _ceil_div(pairs, ROUTE_LOCAL_SIZE // choice.pack.simd)),
                 ROUTE_LOCAL_SIZE,
@@ -525,7 +520,7 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
         column_tiles = _ceil_div(i, gate_up.local_size)
         extra = {"x_row_stride": problem.x_row_stride}
     grid = _grid(device, arch, gate_up, max_blocks * column_tiles)
-    steps.append(_launch(gate_up, grid, gate_up.local_size, **shared, **w1, **extra, **numbers))
+    steps.append(launch(gate_up, grid, gate_up.local_size, **shared, **w1, **extra, **numbers))
 
     down = choice.down
     width = 2 * (down.sub_groups_n * down.tile_columns if isinstance(down, XeDown) else down.local_size)
@@ -534,7 +529,7 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
         here = min(columns, h - first)
         chunk = {"first_column": first, "num_columns": here, "partial_pitch": partial_pitch}
         steps.append(
-            _launch(
+            launch(
                 down,
                 _grid(device, arch, down, max_blocks * _ceil_div(here, width)),
                 down.local_size,
@@ -545,9 +540,9 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
             )
         )
         pieces = m * _ceil_div(here, 4 * choice.combine.simd)
-        groups = min(_resident_groups(device, arch, combine_sub_groups, False), _ceil_div(pieces, combine_sub_groups))
+        groups = min(resident_groups(device, arch, combine_sub_groups, False), _ceil_div(pieces, combine_sub_groups))
         steps.append(
-            _launch(choice.combine, groups, ROUTE_LOCAL_SIZE, **routing, **chunk, out_row_stride=problem.out_row_stride)
+            launch(choice.combine, groups, ROUTE_LOCAL_SIZE, **routing, **chunk, out_row_stride=problem.out_row_stride)
         )
 
     decisions = [
@@ -558,53 +553,13 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
     return Plan(launches=tuple(steps), buffers=tuple(buffers), decisions=tuple(decisions))
 
 
-def _launch(spec: XeSpec, groups: int, local_size: int, **scalars: float) -> Launch:
-    needed = {argument.name for argument in spec.ARGUMENTS if not argument.is_pointer}
-    return Launch(
-        spec=spec,
-        global_size=(groups * local_size,),
-        local_size=(local_size,),
-        scalars={name: value for name, value in scalars.items() if name in needed},
-    )
-
-
-def _num_ranges(problem: MoEProblem, device: Device, choice: XeChoice) -> int:
-    simd = choice.route[0].simd
-    wanted = max(1, problem.num_pairs // ROUTE_PAIRS_PER_RANGE)
-    if len(choice.route) == 1:
-        return min(wanted, min(ROUTE_LOCAL_SIZE, device.max_work_group_size) // simd)
-    return min(wanted, MAX_ROUTE_RANGES)
-
-
-def _route_launches(choice: XeChoice, routing: dict[str, int], num_ranges: int) -> list[Launch]:
-    scalars = {**routing, "block_rows": choice.block_rows, "num_ranges": num_ranges}
-    if len(choice.route) == 1:
-        return [_launch(choice.route[0], 1, num_ranges * choice.route[0].simd, **scalars)]
-    count, scan, place = choice.route
-    local_size = 8 * count.simd  # small work-groups: the ranges spread over the Xe-cores
-    groups = _ceil_div(num_ranges * count.simd, local_size)
-    return [
-        _launch(count, groups, local_size, **scalars),
-        _launch(scan, 1, ROUTE_LOCAL_SIZE, **scalars),
-        _launch(place, groups, local_size, **scalars),
-    ]
-
-
-def _resident_groups(device: Device, arch: XeArchitecture, sub_groups: int, large_grf: bool) -> int:
-    """Returns how many work-groups of ``sub_groups`` the device holds at once."""
-    if device.kind is DeviceKind.XE_EMULATED:
-        return EMULATED_WORK_GROUPS
-    threads = device.num_compute_units * arch.threads_per_engine // (2 if large_grf else 1)
-    return max(1, threads // sub_groups)
-
-
 def _grid(
     device: Device,
     arch: XeArchitecture,
     spec: XeGateUp | XeDown | XeVectorGateUp | XeVectorDown,
     max_tiles: int,
 ) -> int:
-    groups = _resident_groups(device, arch, spec.local_size // spec.simd, spec.large_grf)
+    groups = resident_groups(device, arch, spec.local_size // spec.simd, spec.large_grf)
     return max(1, min(groups, max_tiles))
 
 

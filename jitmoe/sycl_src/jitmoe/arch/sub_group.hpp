@@ -56,6 +56,30 @@ template <class T> inline T shuffle(T value, int32 lane) {
 #endif
 }
 
+// The largest and the smallest of all lanes' values, in every lane. Operation Reduce = 0.
+inline int32 sub_group_max(int32 value) {
+#ifdef __SYCL_DEVICE_ONLY__
+  return __spirv_GroupSMax(3, 0, value);
+#else
+  return value;
+#endif
+}
+
+inline int32 sub_group_min(int32 value) {
+#ifdef __SYCL_DEVICE_ONLY__
+  return __spirv_GroupSMin(3, 0, value);
+#else
+  return value;
+#endif
+}
+
+// The sum of all lanes' values, in every lane; neighbours first, so the same bits on every device.
+template <int32 simd, class T> inline T sub_group_sum(T value) {
+  _Pragma("unroll") for (int32 distance = 1; distance < simd; distance *= 2)
+    value += shuffle(value, lane_id() ^ distance);
+  return value;
+}
+
 // SPIR-V's numbers: Scope Workgroup = 2, Subgroup = 3; MemorySemantics AcquireRelease = 0x8, SubgroupMemory = 0x80,
 // WorkgroupMemory = 0x100, CrossWorkgroupMemory = 0x200.
 // Orders the work-group's accesses to SLM and global memory before and after it.
@@ -76,6 +100,13 @@ inline void local_memory_barrier() {
 inline void sub_group_barrier() {
 #ifdef __SYCL_DEVICE_ONLY__
   __spirv_ControlBarrier(3, 3, 0x8 | 0x80 | 0x200);
+#endif
+}
+
+// The same for SLM.
+inline void sub_group_local_barrier() {
+#ifdef __SYCL_DEVICE_ONLY__
+  __spirv_ControlBarrier(3, 3, 0x8 | 0x100);
 #endif
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Names shared by host and kernels: fixed-width integers, the enums that specs use, 16-bit float conversions.
 //
-// The enums mirror jitmoe/problem.py, jitmoe/formats.py and jitmoe/device.py value by value: rendered sources spell them as
+// The enums mirror jitmoe/problem.py, formats.py, routing.py and device.py value by value: rendered sources spell them as
 // jitmoe::<PythonClass>::<value>, so a value without a twin here does not compile.
 // Includes nothing: every header costs compile time in each kernel.
 #pragma once
@@ -23,6 +23,8 @@ enum class Activation { silu, gelu, gelu_tanh, swiglu_oai, relu2 };
 enum class GateUp { concatenated, interleaved, separate, ungated };
 enum class Encoding { int8, e4m3, e5m2, int4, uint4, e2m1 };
 enum class InputQuant { int8, e4m3, e5m2 };
+enum class Scoring { softmax, sigmoid, sqrt_softplus, none };
+enum class GroupScore { max, top2_sum };
 enum class CpuIsa { generic, avx2, avx512, avx512_bf16, amx_bf16 };
 
 constexpr int num_bytes(DType dtype) {

@@ -85,12 +85,11 @@ template <class Config> struct RouteGroup {
     }
   }
 
-  // One work-group of num_sub_groups sub-groups. Sub-group 0 alone walks over the experts (E / S short steps).
-  void scan(int32 sub_group, int32 num_sub_groups) const {
+  // One work-group of num_sub_groups sub-groups: offsets[e + 1] = pairs of expert e, and each (range, expert)'s places
+  // within the expert.
+  void scan_ranges(int32 sub_group, int32 num_sub_groups) const {
     auto* offsets = static_cast<int32*>(args.expert_offsets);
-    const int32 lane = arch::lane_id(), work_item = sub_group * Config::simd + lane;
-    const int32 num_items = num_sub_groups * Config::simd;
-
+    const int32 work_item = sub_group * Config::simd + arch::lane_id(), num_items = num_sub_groups * Config::simd;
     for (int32 e = work_item; e < args.num_experts; e += num_items) {
       int32 total = 0;
       for (int32 r = 0; r < args.num_ranges; ++r) {
@@ -100,8 +99,24 @@ template <class Config> struct RouteGroup {
       }
       offsets[e + 1] = total;
     }
-    arch::work_group_barrier();
+  }
 
+  // Inclusive prefix sum over the lanes.
+  static int32 sum_to_here(int32 value) {
+    const int32 lane = arch::lane_id();
+    _Pragma("unroll") for (int32 distance = 1; distance < Config::simd; distance *= 2) {
+      const int32 more = arch::shuffle(value, lane >= distance ? lane - distance : lane);
+      if (lane >= distance) value += more;
+    }
+    return value;
+  }
+
+  // One work-group. Sub-group 0 alone walks over the experts (E / S short steps).
+  void scan(int32 sub_group, int32 num_sub_groups) const {
+    auto* offsets = static_cast<int32*>(args.expert_offsets);
+    const int32 lane = arch::lane_id();
+    scan_ranges(sub_group, num_sub_groups);
+    arch::work_group_barrier();
     if (sub_group == 0) {
       auto* blocks = static_cast<int32*>(args.blocks);
       int32 pairs_before = 0, blocks_before = 0;
@@ -110,15 +125,7 @@ template <class Config> struct RouteGroup {
         const int32 e = base + lane;
         const int32 pairs = e < args.num_experts ? offsets[e + 1] : 0;
         const int32 num = int32(ceil_div(pairs, args.block_rows));
-        int32 pairs_to_here = pairs, blocks_to_here = num;  // inclusive prefix sums over the lanes
-        _Pragma("unroll") for (int32 distance = 1; distance < Config::simd; distance *= 2) {
-          const int32 from = lane >= distance ? lane - distance : lane;
-          const int32 more_pairs = arch::shuffle(pairs_to_here, from), more_blocks = arch::shuffle(blocks_to_here, from);
-          if (lane >= distance) {
-            pairs_to_here += more_pairs;
-            blocks_to_here += more_blocks;
-          }
-        }
+        const int32 pairs_to_here = sum_to_here(pairs), blocks_to_here = sum_to_here(num);
         if (e < args.num_experts) {
           offsets[e + 1] = pairs_before + pairs_to_here;
           int32 first = pairs_before + pairs_to_here - pairs;
@@ -137,9 +144,9 @@ template <class Config> struct RouteGroup {
     }
   }
 
-  void place(int32 range_index) const {
+  // Calls put(place, pair) for the pairs of a range; an expert's places start at its offset.
+  template <class Put> void place(int32 range_index, const Put& put) const {
     const auto* offsets = static_cast<const int32*>(args.expert_offsets);
-    auto* sorted = static_cast<int32*>(args.sorted_pairs);
     int32* next = row(range_index);
     const Range pairs = range(range_index);
     for (int32 base = pairs.begin; base < pairs.end; base += Config::simd) {
@@ -155,11 +162,15 @@ template <class Config> struct RouteGroup {
       if (e >= 0) before = next[e];
       arch::sub_group_barrier();  // every lane has read before one of them moves the place on
       if (e >= 0) {
-        sorted[offsets[e] + before + rank] = p;
+        put(offsets[e] + before + rank, p);
         if (rank == equal - 1) next[e] = before + equal;
       }
       arch::sub_group_barrier();  // the next pairs see it moved
     }
+  }
+
+  void place(int32 range_index) const {
+    place(range_index, [this](int32 at, int32 pair) { static_cast<int32*>(args.sorted_pairs)[at] = pair; });
   }
 };
 
