@@ -250,3 +250,39 @@ def fused_moe(
         y = y.index_add(0, tokens, down if apply_router_weight_on_input else down * weights)
     result_dtype = compute if compute == torch.float64 else hidden_states.dtype
     return y.to(result_dtype).reshape(hidden_states.shape)
+
+
+def grouped_gemm_moe(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor | None,
+    topk_weights: torch.Tensor,
+    topk_indices: torch.Tensor,
+    *,
+    trans_b: bool = False,
+    compute_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Returns D[t] = sum_j topk_weights[t, j] * (A[t] B_e + C_e) of expert e = topk_indices[t, j].
+
+    Args:
+        A: [M, K]. B: [E, K, N], or [E, N, K] with ``trans_b`` (B_e^T is multiplied). C: [E, N], or None.
+        topk_weights, topk_indices: [M, k]; indices outside [0, E) contribute nothing.
+        compute_dtype: of every intermediate; None for float32.
+
+    Returns:
+        [M, N], A's dtype; ``compute_dtype`` if that is float64. Differentiable.
+    """
+    import torch
+
+    compute = torch.float32 if compute_dtype is None else compute_dtype
+    matrices = B.mT if trans_b else B
+    d = torch.zeros((A.shape[0], matrices.shape[2]), dtype=compute, device=A.device)
+    for expert in torch.unique(topk_indices).tolist():
+        if not 0 <= expert < B.shape[0]:
+            continue
+        tokens, slots = torch.where(topk_indices == expert)
+        rows = A[tokens].to(compute) @ matrices[expert].to(compute)
+        if C is not None:
+            rows = rows + C[expert].to(compute)
+        d = d.index_add(0, tokens, rows * topk_weights[tokens, slots].to(compute).unsqueeze(-1))
+    return d if compute == torch.float64 else d.to(A.dtype)

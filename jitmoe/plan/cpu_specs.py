@@ -129,3 +129,24 @@ class CpuDownAmxSpec(KernelSpec):
     few_pairs: bool
     ids_dtype: DType
     has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuPackSpec(KernelSpec):
+    """The caller's rows where gate_up would have left the intermediate: down alone is a grouped GEMM."""
+
+    KERNEL: ClassVar[str] = "cpu_pack"
+    WORK_GROUP_SIZE: ClassVar[int] = 1
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        "in hidden_states, in topk_ids, in expert_map, in sorted_pairs, in groups, out inter,"
+        + _ROUTING
+        + "int32 intermediate_size, int32 range_units, int32 num_ranges, int64 x_row_stride, int64 topk_ids_row_stride"
+    )
+
+    isa: CpuIsa
+    dtype: DType
+    w2_layout: Layout  # decides how the intermediate is laid out
+    tiles: bool  # token tiles for AMX
+    few_pairs: bool
+    ids_dtype: DType
+    has_expert_map: bool

@@ -84,10 +84,11 @@ class BoundPlan:
             submission.keep_alive += [codes, ranges]
             for index, argument in enumerate(arguments):
                 if argument.is_pointer:
-                    if argument.name in tensor_position:
-                        self._tensor_slots.append((slots, index, tensor_position[argument.name]))
-                    elif argument.name in offsets or argument.name not in absent:
-                        self._buffer_slots.append((slots, index, offsets[argument.name]))
+                    name = launch.names.get(argument.name, argument.name)
+                    if name in tensor_position:
+                        self._tensor_slots.append((slots, index, tensor_position[name]))
+                    elif name is not None and (name in offsets or name not in absent):
+                        self._buffer_slots.append((slots, index, offsets[name]))
                 else:
                     value: Any = launch.scalars[argument.name]
                     scalar = _SCALAR_TYPES[argument.kind](value)

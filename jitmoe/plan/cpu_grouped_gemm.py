@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The plan for ``grouped_gemm_moe`` on CPU devices: ``fused_moe``'s, with pack in the place of gate_up."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from jitmoe.device import CpuIsa, Device
+from jitmoe.grouped_problem import ARGUMENT_NAMES, GroupedGemmProblem
+from jitmoe.plan import cpu
+from jitmoe.plan.cpu_specs import CpuDownSpec, CpuPackSpec
+from jitmoe.plan.launch import Launch, Plan
+
+UNITS_STEP = 16  # ranges of K are whole vectors of units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuGroupedGemmChoice:
+    """Kernels for one problem on one CPU."""
+
+    moe: cpu.CpuChoice
+    pack: CpuPackSpec
+    range_units: int  # of K, one work-item's
+    num_ranges: int
+
+
+def choose(problem: GroupedGemmProblem, device: Device) -> CpuGroupedGemmChoice:
+    """Returns the kernels of the second half of ``fused_moe``, and how the rows of A come to them."""
+    moe = cpu.choose(problem.second_half(), device)
+    down = moe.down
+    tiles = not isinstance(down, CpuDownSpec)
+    isa = down.isa if isinstance(down, CpuDownSpec) else CpuIsa.AMX_BF16
+    # A unit is a pair of bf16 or one float (cpu/simd.hpp); counted as one element each, ranges are at most too short.
+    units = -(-problem.k // UNITS_STEP) * UNITS_STEP
+    wanted = max(1, cpu.ITEMS_PER_CORE * device.num_compute_units // cpu.max_groups(problem.second_half()))
+    range_units = -(-units // wanted // UNITS_STEP) * UNITS_STEP
+    return CpuGroupedGemmChoice(
+        moe=moe,
+        pack=CpuPackSpec(
+            isa=isa,
+            dtype=problem.dtype,
+            w2_layout=down.w2_layout,
+            tiles=tiles,
+            few_pairs=down.few_pairs,
+            ids_dtype=down.ids_dtype,
+            has_expert_map=down.has_expert_map,
+        ),
+        range_units=range_units,
+        num_ranges=-(-units // range_units),
+    )
+
+
+def launches(problem: GroupedGemmProblem, device: Device, choice: CpuGroupedGemmChoice) -> Plan:
+    """Returns route (if there are many pairs), pack and down."""
+    whole = cpu.launches(problem.second_half(), device, choice.moe)
+    scalars = {
+        **whole.launches[0].scalars,
+        "range_units": choice.range_units,
+        "num_ranges": choice.num_ranges,
+        "x_row_stride": problem.a_row_stride,
+    }
+    items = cpu.max_groups(problem.second_half()) * choice.num_ranges
+    pack = Launch(spec=choice.pack, global_size=(items,), local_size=(1,), scalars=scalars, names=ARGUMENT_NAMES)
+    steps = [
+        pack if launch.spec == choice.moe.gate_up else dataclasses.replace(launch, names=ARGUMENT_NAMES)
+        for launch in whole.launches
+    ]
+    needed = {argument.name for step in steps for argument in step.spec.ARGUMENTS}
+    return Plan(
+        launches=tuple(steps),
+        buffers=tuple(buffer for buffer in whole.buffers if buffer.name in needed),
+        decisions=(
+            *(decision for decision in whole.decisions if not decision.startswith("gate_up:")),
+            f"pack: {choice.num_ranges} range(s) of {choice.range_units} units of K for each expert with rows",
+        ),
+    )
+
+
+def check_problem(problem: GroupedGemmProblem, choice: CpuGroupedGemmChoice) -> GroupedGemmProblem:
+    """Returns a problem with full, partial and tiny blocks, and tails in every dimension."""
+    small = cpu.check_problem(problem.second_half(), choice.moe)
+    return problem.resized(
+        num_tokens=small.num_tokens,
+        n=small.hidden_size,
+        k=choice.range_units + small.intermediate_size % UNITS_STEP + UNITS_STEP,
+        num_experts=small.num_experts,
+        top_k=small.top_k,
+    )
