@@ -29,9 +29,7 @@ def _reference(named: dict[str, Any], options: GroupedGemmOptions) -> tuple[Any,
     return (reference.grouped_gemm_moe(*inputs, trans_b=options.trans_b),)
 
 
-_GROUPED_GEMM = calls.Op(
-    operation=GROUPED_GEMM, optional=frozenset({"C"}), problem=_problem, reference=_reference
-)
+_GROUPED_GEMM = calls.Op(operation=GROUPED_GEMM, optional=frozenset({"C"}), problem=_problem, reference=_reference)
 
 
 def grouped_gemm_moe(

@@ -11,6 +11,7 @@ from jitmoe.grouped_problem import ARGUMENT_NAMES, GroupedGemmProblem
 from jitmoe.plan import cpu
 from jitmoe.plan.cpu_specs import CpuDownSpec, CpuPackSpec
 from jitmoe.plan.launch import Launch, Plan
+from jitmoe.problem import DType
 
 UNITS_STEP = 16  # ranges of K are whole vectors of units
 
@@ -22,7 +23,6 @@ class CpuGroupedGemmChoice:
     moe: cpu.CpuChoice
     pack: CpuPackSpec
     range_units: int  # of K, one work-item's
-    num_ranges: int
 
 
 def choose(problem: GroupedGemmProblem, device: Device) -> CpuGroupedGemmChoice:
@@ -31,10 +31,7 @@ def choose(problem: GroupedGemmProblem, device: Device) -> CpuGroupedGemmChoice:
     down = moe.down
     tiles = not isinstance(down, CpuDownSpec)
     isa = down.isa if isinstance(down, CpuDownSpec) else CpuIsa.AMX_BF16
-    # A unit is a pair of bf16 or one float (cpu/simd.hpp); counted as one element each, ranges are at most too short.
-    units = -(-problem.k // UNITS_STEP) * UNITS_STEP
     wanted = max(1, cpu.ITEMS_PER_CORE * device.num_compute_units // cpu.max_groups(problem.second_half()))
-    range_units = -(-units // wanted // UNITS_STEP) * UNITS_STEP
     return CpuGroupedGemmChoice(
         moe=moe,
         pack=CpuPackSpec(
@@ -46,21 +43,31 @@ def choose(problem: GroupedGemmProblem, device: Device) -> CpuGroupedGemmChoice:
             ids_dtype=down.ids_dtype,
             has_expert_map=down.has_expert_map,
         ),
-        range_units=range_units,
-        num_ranges=-(-units // range_units),
+        range_units=_align_up(-(-_num_units(problem.k, isa, problem.dtype) // wanted), UNITS_STEP),
     )
+
+
+def _num_units(k: int, isa: CpuIsa, dtype: DType) -> int:
+    """Returns the units of a row, each a pair of bf16 or one float (cpu/simd.hpp)."""
+    has_pairs = dtype is DType.BF16 and isa in (CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16)
+    return _align_up(-(-k // 2) if has_pairs else k, UNITS_STEP)
+
+
+def _align_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def launches(problem: GroupedGemmProblem, device: Device, choice: CpuGroupedGemmChoice) -> Plan:
     """Returns route (if there are many pairs), pack and down."""
     whole = cpu.launches(problem.second_half(), device, choice.moe)
+    num_ranges = -(-_num_units(problem.k, choice.pack.isa, problem.dtype) // choice.range_units)
     scalars = {
         **whole.launches[0].scalars,
         "range_units": choice.range_units,
-        "num_ranges": choice.num_ranges,
+        "num_ranges": num_ranges,
         "x_row_stride": problem.a_row_stride,
     }
-    items = cpu.max_groups(problem.second_half()) * choice.num_ranges
+    items = cpu.max_groups(problem.second_half()) * num_ranges
     pack = Launch(spec=choice.pack, global_size=(items,), local_size=(1,), scalars=scalars, names=ARGUMENT_NAMES)
     steps = [
         pack if launch.spec == choice.moe.gate_up else dataclasses.replace(launch, names=ARGUMENT_NAMES)
@@ -72,7 +79,7 @@ def launches(problem: GroupedGemmProblem, device: Device, choice: CpuGroupedGemm
         buffers=tuple(buffer for buffer in whole.buffers if buffer.name in needed),
         decisions=(
             *(decision for decision in whole.decisions if not decision.startswith("gate_up:")),
-            f"pack: {choice.num_ranges} range(s) of {choice.range_units} units of K for each expert with rows",
+            f"pack: {num_ranges} range(s) of {choice.range_units} units of K for each expert with rows",
         ),
     )
 
@@ -83,7 +90,7 @@ def check_problem(problem: GroupedGemmProblem, choice: CpuGroupedGemmChoice) -> 
     return problem.resized(
         num_tokens=small.num_tokens,
         n=small.hidden_size,
-        k=choice.range_units + small.intermediate_size % UNITS_STEP + UNITS_STEP,
+        k=2 * choice.range_units + 37,
         num_experts=small.num_experts,
         top_k=small.top_k,
     )

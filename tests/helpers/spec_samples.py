@@ -12,6 +12,8 @@ from helpers.builders import cpu_device, gpu_device, moe_problem
 
 from jitmoe.device import CpuIsa, Device
 from jitmoe.errors import UnsupportedProblemError
+from jitmoe.grouped_problem import GroupedGemmProblem
+from jitmoe.operation import Problem
 from jitmoe.plan import planner_for
 from jitmoe.problem import Activation, DType, Layout, MoEProblem
 from jitmoe.spec import KernelSpec
@@ -19,7 +21,29 @@ from jitmoe.spec import KernelSpec
 GPU_ARCHS = ("bmg-g21", "pvc", "dg2", "mtl")
 
 
-def problems() -> Iterator[MoEProblem]:
+def grouped_gemm(moe: MoEProblem) -> GroupedGemmProblem:
+    """Returns the second GEMM of a problem as a ``grouped_gemm_moe`` call."""
+    return GroupedGemmProblem(
+        num_tokens=moe.num_tokens,
+        n=moe.hidden_size,
+        k=moe.intermediate_size,
+        num_experts=moe.num_experts,
+        top_k=moe.top_k,
+        dtype=moe.dtype,
+        topk_ids_dtype=moe.topk_ids_dtype,
+        topk_weights_dtype=moe.topk_weights_dtype,
+        layout=moe.w2_layout,
+        a_row_stride=moe.intermediate_size,
+        d_row_stride=moe.hidden_size,
+        b_expert_stride=moe.w2_expert_stride,
+        b_stride=moe.w2_stride,
+        topk_ids_row_stride=moe.topk_ids_row_stride,
+        topk_weights_row_stride=moe.topk_weights_row_stride,
+        base_alignment=moe.base_alignment,
+    )
+
+
+def problems() -> Iterator[Problem]:
     """Yields problems that differ in everything a spec may depend on, one thing at a time plus some pairs."""
     yield moe_problem()
     for dtype, layout in itertools.product((DType.BF16, DType.FP16, DType.FP32), Layout):
@@ -31,6 +55,8 @@ def problems() -> Iterator[MoEProblem]:
         yield moe_problem(topk_weights_dtype=weights_dtype)
     for ids_dtype, num_global in itertools.product((DType.INT32, DType.INT64), (None, 8)):
         yield moe_problem(topk_ids_dtype=ids_dtype, num_global_experts=num_global)
+    for dtype, num_tokens in itertools.product((DType.BF16, DType.FP32), (7, 257)):
+        yield grouped_gemm(moe_problem(dtype=dtype, num_tokens=num_tokens, base_alignment=64))
     for num_tokens in (1, 16, 64, 257, 40000):
         yield moe_problem(num_tokens=num_tokens, hidden_size=128, intermediate_size=96, base_alignment=64)
     for hidden, intermediate in ((1, 1), (63, 33), (70, 34), (2048, 768)):
