@@ -77,7 +77,6 @@ def test_dtypes_layouts_and_sizes(dtype, trans_b, shape):
         check(tensors(shape, n, k, dtype, trans_b=trans_b), trans_b)
 
 
-@pytest.mark.xfail(strict=True, raises=jitmoe.JitMoEError, reason="the CPU kernels add no biases yet")
 @pytest.mark.parametrize("bias", [DType.BF16, DType.FP32], ids=lambda dtype: dtype.value)
 def test_bias_and_rows_with_gaps(bias):
     given = tensors(MANY, 70, 51, DType.BF16, trans_b=True, bias=bias, gap=3)
