@@ -24,7 +24,7 @@ GROUPED_GEMM = Operation(
 )
 
 # What the kernels of fused_moe's second half call these tensors. Nothing maps experts here.
-ARGUMENT_NAMES: dict[str, str | None] = {
+ALIASES: dict[str, str | None] = {
     "hidden_states": "A",
     "w2": "B",
     "w2_bias": "C",

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from jitmoe.device import CpuIsa, Device
-from jitmoe.grouped_problem import ARGUMENT_NAMES, GroupedGemmProblem
+from jitmoe.grouped_problem import ALIASES, GroupedGemmProblem
 from jitmoe.plan import cpu
 from jitmoe.plan.cpu_specs import CpuDownSpec, CpuPackSpec
 from jitmoe.plan.launch import Launch, Plan
@@ -68,9 +68,9 @@ def launches(problem: GroupedGemmProblem, device: Device, choice: CpuGroupedGemm
         "x_row_stride": problem.a_row_stride,
     }
     items = cpu.max_groups(problem.second_half()) * num_ranges
-    pack = Launch(spec=choice.pack, global_size=(items,), local_size=(1,), scalars=scalars, names=ARGUMENT_NAMES)
+    pack = Launch(spec=choice.pack, global_size=(items,), local_size=(1,), scalars=scalars, aliases=ALIASES)
     steps = [
-        pack if launch.spec == choice.moe.gate_up else dataclasses.replace(launch, names=ARGUMENT_NAMES)
+        pack if launch.spec == choice.moe.gate_up else dataclasses.replace(launch, aliases=ALIASES)
         for launch in whole.launches
     ]
     needed = {argument.name for step in steps for argument in step.spec.ARGUMENTS}

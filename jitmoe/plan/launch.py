@@ -27,8 +27,8 @@ class Launch:
     global_size: tuple[int, ...]  # work-items per dimension, slowest first
     local_size: tuple[int, ...]
     scalars: Mapping[str, int | float]
-    # Kernel arguments that have another name among tensors and buffers; None: a null pointer.
-    names: Mapping[str, str | None] = field(default_factory=dict)
+    # Kernel arguments that are another tensor or buffer than they are named; None: a null pointer.
+    aliases: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

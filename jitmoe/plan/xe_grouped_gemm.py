@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from jitmoe.device import Device
-from jitmoe.grouped_problem import ARGUMENT_NAMES, GroupedGemmProblem
+from jitmoe.grouped_problem import ALIASES, GroupedGemmProblem
 from jitmoe.plan import xe
 from jitmoe.plan.architectures import architecture
 from jitmoe.plan.launch import Launch, Plan
@@ -49,9 +49,9 @@ def launches(problem: GroupedGemmProblem, device: Device, choice: XeGroupedGemmC
 
     def here(launch: Launch) -> Launch:
         if launch.spec != choice.pack:
-            return dataclasses.replace(launch, names=ARGUMENT_NAMES)
-        names = {**ARGUMENT_NAMES, "packed_x": "inter"}
-        return dataclasses.replace(launch, scalars={**launch.scalars, **pack_scalars}, names=names)
+            return dataclasses.replace(launch, aliases=ALIASES)
+        aliases = {**ALIASES, "packed_x": "inter"}
+        return dataclasses.replace(launch, scalars={**launch.scalars, **pack_scalars}, aliases=aliases)
 
     return Plan(
         launches=tuple(here(launch) for launch in whole.launches if launch.spec != choice.moe.gate_up),

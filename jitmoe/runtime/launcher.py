@@ -84,7 +84,7 @@ class BoundPlan:
             submission.keep_alive += [codes, ranges]
             for index, argument in enumerate(arguments):
                 if argument.is_pointer:
-                    name = launch.names.get(argument.name, argument.name)
+                    name = launch.aliases.get(argument.name, argument.name)
                     if name in tensor_position:
                         self._tensor_slots.append((slots, index, tensor_position[name]))
                     elif name is not None and (name in offsets or name not in absent):
