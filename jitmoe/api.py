@@ -7,10 +7,13 @@ from typing import Any
 
 from jitmoe import arguments, calls, tensors
 from jitmoe.arguments import FusedMoEOptions
+from jitmoe.arguments_routed import RoutedOptions, routed_moe_problem, routed_options
 from jitmoe.errors import ArgumentError
 from jitmoe.operation import Problem
 from jitmoe.problem import FUSED_MOE
 from jitmoe.quantized import QuantizedTensor
+from jitmoe.routed import ROUTED_MOE
+from jitmoe.routing import Routing
 
 
 def _problem(facts: calls.Facts, options: FusedMoEOptions, look_at_addresses: bool) -> Problem:
@@ -53,12 +56,44 @@ _FUSED_MOE = calls.Op(
 )
 
 
+_GIVEN_ROUTING = (None, None, None, False, 0, None)  # router_logits ... shared_weights of calls without that launch
+
+
+def _routed_reference(named: dict[str, Any], options: RoutedOptions) -> tuple[Any, ...]:
+    from jitmoe import reference
+
+    if options.routing is not None:
+        weights, ids = reference.route(
+            named["router_logits"], options.routing, correction_bias=named["correction_bias"]
+        )
+    else:
+        experts = named["w1"].shape[0] if named["expert_map"] is None else named["expert_map"].shape[0]
+        weights, ids = reference.adjust_routing(
+            named["topk_weights"],
+            named["topk_ids"],
+            renormalize=options.renormalize,
+            num_shared_experts=options.num_shared_experts,
+            first_shared_expert=experts - options.num_shared_experts,
+            shared_weights=named["shared_weights"],
+        )
+    own = {name: named[name] for name in FUSED_MOE.tensors}
+    return _reference(own | {"topk_weights": weights, "topk_ids": ids}, options.experts)
+
+
+_ROUTED_MOE = calls.Op(
+    operation=ROUTED_MOE,
+    optional=frozenset(ROUTED_MOE.tensors) - {"hidden_states", "w1", "w2", "out"},
+    problem=routed_moe_problem,
+    reference=_routed_reference,
+)
+
+
 def _collect(
     hidden_states: Any,
     w1: Any,
     w2: Any,
-    topk_weights: Any,
-    topk_ids: Any,
+    topk_weights: Any = None,
+    topk_ids: Any = None,
     activation: str = "silu",
     swiglu_alpha: float = 1.702,
     swiglu_limit: float | None = None,
@@ -72,8 +107,14 @@ def _collect(
     a2_scale: Any = None,
     expert_map: Any = None,
     out: Any = None,
-) -> tuple[calls.Given, FusedMoEOptions]:
-    """Returns the operation's tensors in order, the output among them, and the options."""
+    router_logits: Any = None,
+    routing: Routing | None = None,
+    correction_bias: Any = None,
+    renormalize: bool = False,
+    num_shared_experts: int = 0,
+    shared_weights: Any = None,
+) -> tuple[calls.Op, calls.Given, FusedMoEOptions | RoutedOptions]:
+    """Returns the op, its tensors in order, the output among them, and its options."""
     w1_scale = w1_zero_point = w1_k_order = w2_scale = w2_zero_point = None
     w1_format = w2_format = None
     if isinstance(w1, QuantizedTensor):
@@ -100,16 +141,29 @@ def _collect(
         *(hidden_states, w1, w2, topk_weights, topk_ids, expert_map, out, w1_up, w1_bias, w2_bias, a1_scale, a2_scale),
         *(w1_scale, w1_zero_point, w1_k_order, w2_scale, w2_zero_point),
     )
-    return given, options
+    more = (router_logits, routing, correction_bias, renormalize, num_shared_experts, shared_weights)
+    if more == _GIVEN_ROUTING:
+        return _FUSED_MOE, given, options
+    return (
+        _ROUTED_MOE,
+        (*given, router_logits, correction_bias, shared_weights),
+        routed_options(options, given[3:5], *more),
+    )
 
 
 def fused_moe(
     hidden_states: Any,
     w1: Any,
     w2: Any,
-    topk_weights: Any,
-    topk_ids: Any,
+    topk_weights: Any = None,
+    topk_ids: Any = None,
     *,
+    router_logits: Any = None,
+    routing: Routing | None = None,
+    correction_bias: Any = None,
+    renormalize: bool = False,
+    num_shared_experts: int = 0,
+    shared_weights: Any = None,
     activation: str = "silu",
     swiglu_alpha: float = 1.702,
     swiglu_limit: float | None = None,
@@ -143,6 +197,12 @@ def fused_moe(
         topk_weights: [M, k], bfloat16, float16, float32 or float64.
         topk_ids: [M, k], int32 or int64. Ids outside [0, E) mark experts of another rank and contribute nothing;
             an expert may appear several times in a row.
+        router_logits: [M, experts that are routed to], instead of weights and ids, which one more launch then makes as
+            ``routing`` (a ``Routing``) says, with the optional ``correction_bias``; see ``jitmoe.route``.
+        renormalize: divide given topk_weights by their sum over a token's k.
+        num_shared_experts: the last S experts of w1 and w2 (of ``expert_map``, if there is one) compute every token,
+            besides the k given ones. ``routing`` has such a number of its own.
+        shared_weights: [M, S], their weights; 1 without.
         activation: "silu", "gelu", "gelu_tanh", "relu2" (max(x, 0)^2) or "swiglu_oai"
             (gate * sigmoid(alpha * gate) * (up + 1), gpt-oss).
         swiglu_alpha: alpha of "swiglu_oai".
@@ -183,20 +243,28 @@ def fused_moe(
         if out is not None:
             raise ArgumentError(argument="out", got="a tensor together with inplace=True", expected="one of the two")
         out = hidden_states
-    given, options = _collect(
+    op, given, options = _collect(
         *(hidden_states, w1, w2, topk_weights, topk_ids, activation, swiglu_alpha, swiglu_limit, interleaved, w1_up),
         *(w1_bias, w2_bias, apply_router_weight_on_input, input_quant, a1_scale, a2_scale, expert_map, out),
+        *(router_logits, routing, correction_bias, renormalize, num_shared_experts, shared_weights),
     )
-    calls.run(_FUSED_MOE, given, options, queue)
+    calls.run(op, given, options, queue)
     return given[6]
 
 
 def explain(
-    hidden_states: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any, *, queue: Any = None, **options: Any
+    hidden_states: Any,
+    w1: Any,
+    w2: Any,
+    topk_weights: Any = None,
+    topk_ids: Any = None,
+    *,
+    queue: Any = None,
+    **options: Any,
 ) -> str:
     """Returns, as text, how ``fused_moe`` would run these arguments: device, kernels, tiles, launches and reasons.
 
     Compiles and runs nothing. Arguments as for ``fused_moe``; raises ``ArgumentError`` like it.
     """
-    given, collected = _collect(hidden_states, w1, w2, topk_weights, topk_ids, **options)
-    return calls.explain(_FUSED_MOE, given, collected, queue)
+    op, given, collected = _collect(hidden_states, w1, w2, topk_weights, topk_ids, **options)
+    return calls.explain(op, given, collected, queue)

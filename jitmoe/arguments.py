@@ -22,23 +22,26 @@ def _names(values: tuple[DType, ...]) -> str:
     return ", ".join(value.value for value in values)
 
 
-def _rank(name: str, info: TensorInfo, expected: str, *ranks: int) -> None:
+def check_rank(name: str, info: TensorInfo, expected: str, *ranks: int) -> None:
+    """Checks the number of dimensions."""
     if len(info.shape) not in ranks:
-        raise ArgumentError(argument=name, got=f"shape {_shape(info)}", expected=expected)
+        raise ArgumentError(argument=name, got=f"shape {shape_text(info)}", expected=expected)
 
 
-def _shape(info: TensorInfo) -> str:
+def shape_text(info: TensorInfo) -> str:
+    """Returns a shape as messages spell it."""
     return "[" + ", ".join(str(size) for size in info.shape) + "]"
 
 
-def _dtype(name: str, info: TensorInfo, allowed: tuple[DType, ...]) -> DType:
+def check_dtype(name: str, info: TensorInfo, allowed: tuple[DType, ...]) -> DType:
+    """Returns the dtype if it is one of those allowed."""
     if info.dtype not in allowed:
         raise ArgumentError(argument=name, got=f"dtype {info.dtype_name}", expected=f"dtype {_names(allowed)}")
     assert info.dtype is not None
     return info.dtype
 
 
-def _row_stride(name: str, info: TensorInfo) -> int:
+def row_stride(name: str, info: TensorInfo) -> int:
     """Returns the row stride of a tensor whose last dimension has to be dense and whose rows are evenly spaced."""
     if info.shape[-1] > 1 and info.strides[-1] != 1:
         raise ArgumentError(argument=name, got=f"strides {info.strides}", expected="unit stride in the last dimension")
@@ -148,9 +151,9 @@ def _weight_quant(name: str, tensors: Mapping[str, TensorInfo | None], form: Wei
 def _bias_dtype(name: str, info: TensorInfo | None, shape: tuple[int, int], dtype: DType) -> DType | None:
     if info is None:
         return None
-    found = _dtype(name, info, tuple(dict.fromkeys((dtype, DType.FP32))))
+    found = check_dtype(name, info, tuple(dict.fromkeys((dtype, DType.FP32))))
     if info.shape != shape:
-        raise ArgumentError(argument=name, got=f"shape {_shape(info)}", expected=f"{list(shape)}")
+        raise ArgumentError(argument=name, got=f"shape {shape_text(info)}", expected=f"{list(shape)}")
     dense = (shape[1], 1)
     if any(size > 1 and stride != wanted for size, stride, wanted in zip(shape, info.strides, dense, strict=True)):
         raise ArgumentError(argument=name, got=f"strides {info.strides}", expected="a dense tensor")
@@ -162,11 +165,11 @@ def _input_scale_stride(name: str, info: TensorInfo | None, num_experts: int, qu
         return None
     if quant is None:
         raise ArgumentError(argument=name, got="a tensor", expected="None: without input_quant no input is quantized")
-    _dtype(name, info, (DType.FP32,))
+    check_dtype(name, info, (DType.FP32,))
     count = math.prod(info.shape)
     if count != 1 and info.shape != (num_experts,):
         raise ArgumentError(
-            argument=name, got=f"shape {_shape(info)}", expected=f"one element, or one per expert: [{num_experts}]"
+            argument=name, got=f"shape {shape_text(info)}", expected=f"one element, or one per expert: [{num_experts}]"
         )
     if count > 1 and info.strides != (1,):
         raise ArgumentError(argument=name, got=f"strides {info.strides}", expected="a dense tensor")
@@ -224,7 +227,7 @@ def _gate_up(
     if rows != 2 * intermediate_size:
         if rows % 2:
             raise ArgumentError(
-                argument="w1", got=f"shape {_shape(w1)}", expected=f"[E, 2*I, H] with I = {intermediate_size}"
+                argument="w1", got=f"shape {shape_text(w1)}", expected=f"[E, 2*I, H] with I = {intermediate_size}"
             )
         return None
     return GateUp.INTERLEAVED if options.interleaved else GateUp.CONCATENATED
@@ -250,19 +253,19 @@ def fused_moe_problem(
     assert weights is not None and ids is not None and out is not None
     expert_map, w1_up = tensors["expert_map"], tensors.get("w1_up")
 
-    _rank("hidden_states", x, "[M, H] or [B, S, H]", 2, 3)
-    _rank("w1", w1, "[E, 2*I, H]", 3)
-    _rank("w2", w2, "[E, H, I]", 3)
-    _rank("topk_ids", ids, "[M, k]", 2)
-    _rank("topk_weights", weights, "[M, k]", 2)
+    check_rank("hidden_states", x, "[M, H] or [B, S, H]", 2, 3)
+    check_rank("w1", w1, "[E, 2*I, H]", 3)
+    check_rank("w2", w2, "[E, H, I]", 3)
+    check_rank("topk_ids", ids, "[M, k]", 2)
+    check_rank("topk_weights", weights, "[M, k]", 2)
 
-    dtype = _dtype("hidden_states", x, COMPUTE_DTYPES)
-    _dtype("out", out, (dtype,))
+    dtype = check_dtype("hidden_states", x, COMPUTE_DTYPES)
+    check_dtype("out", out, (dtype,))
     for name, info, form in (("w1", w1, options.w1_format), ("w2", w2, options.w2_format), ("w1_up", w1_up, None)):
         if info is not None and form is None:
-            _dtype(name, info, (dtype,))
-    ids_dtype = _dtype("topk_ids", ids, INDEX_DTYPES)
-    weights_dtype = _dtype("topk_weights", weights, WEIGHT_DTYPES)
+            check_dtype(name, info, (dtype,))
+    ids_dtype = check_dtype("topk_ids", ids, INDEX_DTYPES)
+    weights_dtype = check_dtype("topk_weights", weights, WEIGHT_DTYPES)
 
     for name, other in tensors.items():
         if other is not None and other.place != x.place:
@@ -276,7 +279,7 @@ def fused_moe_problem(
     num_experts, w1_rows, _ = w1_shape
     intermediate_size = w2_shape[2]
     if hidden_size == 0:
-        raise ArgumentError(argument="hidden_states", got=f"shape {_shape(x)}", expected="H >= 1")
+        raise ArgumentError(argument="hidden_states", got=f"shape {shape_text(x)}", expected="H >= 1")
     if num_experts == 0 or w1_rows == 0 or w1_shape[2] != hidden_size:
         raise ArgumentError(
             argument="w1",
@@ -294,29 +297,31 @@ def fused_moe_problem(
     if ids.shape[0] != num_tokens or not 1 <= ids.shape[1] <= MAX_TOP_K:
         raise ArgumentError(
             argument="topk_ids",
-            got=f"shape {_shape(ids)}",
+            got=f"shape {shape_text(ids)}",
             expected=f"[M, k] with M = {num_tokens} and 1 <= k <= {MAX_TOP_K}",
         )
     top_k = ids.shape[1]
     if weights.shape != ids.shape:
         raise ArgumentError(
-            argument="topk_weights", got=f"shape {_shape(weights)}", expected=f"{_shape(ids)}, like topk_ids"
+            argument="topk_weights", got=f"shape {shape_text(weights)}", expected=f"{shape_text(ids)}, like topk_ids"
         )
     if num_tokens * top_k > MAX_PAIRS:
         raise ArgumentError(
             argument="topk_ids", got=f"{num_tokens * top_k} (token, expert) pairs", expected=f"at most {MAX_PAIRS}"
         )
     if out.shape != x.shape:
-        raise ArgumentError(argument="out", got=f"shape {_shape(out)}", expected=f"{_shape(x)}, like hidden_states")
+        raise ArgumentError(
+            argument="out", got=f"shape {shape_text(out)}", expected=f"{shape_text(x)}, like hidden_states"
+        )
     num_global_experts = None
     if expert_map is not None:
-        _rank("expert_map", expert_map, "[number of experts on all ranks]", 1)
-        _dtype("expert_map", expert_map, (DType.INT32,))
+        check_rank("expert_map", expert_map, "[number of experts on all ranks]", 1)
+        check_dtype("expert_map", expert_map, (DType.INT32,))
         if expert_map.shape[0] > 1 and expert_map.strides[0] != 1:
             raise ArgumentError(argument="expert_map", got=f"strides {expert_map.strides}", expected="a dense tensor")
         num_global_experts = expert_map.shape[0]
 
-    out_row_stride = _row_stride("out", out)
+    out_row_stride = row_stride("out", out)
     if num_tokens > 1 and out_row_stride < hidden_size:
         raise ArgumentError(argument="out", got=f"strides {out.strides}", expected="rows that do not overlap")
     w1_layout, w1_stride = _matrix_layout("w1", w1)
@@ -336,14 +341,14 @@ def fused_moe_problem(
         w1_layout=w1_layout,
         w2_layout=w2_layout,
         num_global_experts=num_global_experts,
-        x_row_stride=_row_stride("hidden_states", x),
+        x_row_stride=row_stride("hidden_states", x),
         out_row_stride=out_row_stride,
         w1_expert_stride=w1.strides[0],
         w1_stride=w1_stride,
         w2_expert_stride=w2.strides[0],
         w2_stride=w2_stride,
-        topk_ids_row_stride=_row_stride("topk_ids", ids),
-        topk_weights_row_stride=_row_stride("topk_weights", weights),
+        topk_ids_row_stride=row_stride("topk_ids", ids),
+        topk_weights_row_stride=row_stride("topk_weights", weights),
         base_alignment=_base_alignment([t.address for t in (x, w1, w2, out, w1_up) if t]) if look_at_addresses else 1,
         gate_up=gate_up,
         swiglu_alpha=options.swiglu_alpha,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jitmoe.device import DeviceKind
 
@@ -23,6 +23,19 @@ class Operation:
     outputs: tuple[str, ...]  # those of them that the kernels write
     planners: Mapping[DeviceKind, str]  # module with the functions of ``plan.Planner``
     check: str  # module with the functions of ``selfcheck.Check``
+
+
+@runtime_checkable
+class Chain(Protocol):
+    """A problem made of others that run one after the other, each of which is built and checked by itself."""
+
+    @property
+    def parts(self) -> tuple[Problem, ...]: ...
+
+
+def parts_of(problem: Problem) -> tuple[Problem, ...]:
+    """Returns the problems that ``problem`` is made of: itself, unless it is a chain."""
+    return problem.parts if isinstance(problem, Chain) else (problem,)
 
 
 class Problem(Protocol):

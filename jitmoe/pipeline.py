@@ -16,7 +16,7 @@ from jitmoe.compilers.base import ArtifactKind, Compiler
 from jitmoe.compilers.ocloc import find_ocloc
 from jitmoe.device import Device, DeviceKind
 from jitmoe.kernels import KernelStore
-from jitmoe.operation import Problem
+from jitmoe.operation import Problem, parts_of
 from jitmoe.plan import planner_for
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.loader import Kernel
@@ -72,6 +72,16 @@ class Pipeline:
         """
         device = stream.device
         planner = planner_for(problem, device)
+        plan = planner.launches(problem, device, planner.choose(problem, device))
+        kernels: dict[KernelSpec, Kernel] = {}
+        for part in parts_of(problem):
+            kernels |= self._trusted_kernels(part, stream)
+        return BoundPlan(plan, kernels, tensor_names, absent=problem.OPERATION.tensors)
+
+    def _trusted_kernels(self, problem: Problem, stream: Stream) -> dict[KernelSpec, Kernel]:
+        """Returns the kernels of ``problem``, built, loaded and checked where that has not happened yet."""
+        device = stream.device
+        planner = planner_for(problem, device)
         choice = planner.choose(problem, device)
         plan = planner.launches(problem, device, choice)
         places = {spec: (spec, stream.context_id, stream.emulated_arch) for spec in plan.specs}
@@ -86,8 +96,7 @@ class Pipeline:
                     small = planner.check_problem(problem, choice)
                     self._trust.check(small, planner.launches(small, device, choice), entries, kernels, stream)
                 self._ready.update((place, kernels[spec]) for spec, place in places.items())
-        kernels = {spec: self._ready[place] for spec, place in places.items()}
-        return BoundPlan(plan, kernels, tensor_names, absent=problem.OPERATION.tensors)
+        return {spec: self._ready[place] for spec, place in places.items()}
 
     def build(self, specs: Iterable[KernelSpec], device: Device) -> dict[KernelSpec, Entry]:
         """Returns a cache entry per spec, compiling the missing ones in parallel; needs no device.

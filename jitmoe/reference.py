@@ -286,3 +286,35 @@ def grouped_gemm_moe(
             rows = rows + C[expert].to(compute)
         d = d.index_add(0, tokens, rows * topk_weights[tokens, slots].to(compute).unsqueeze(-1))
     return d if compute == torch.float64 else d.to(A.dtype)
+
+
+def adjust_routing(
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    *,
+    renormalize: bool = False,
+    num_shared_experts: int = 0,
+    first_shared_expert: int = 0,
+    shared_weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (weights, int32 ids) [M, k + shared experts] of given routing.
+
+    Args:
+        topk_weights, topk_ids: [M, k].
+        renormalize: divide the k weights of a token by their sum.
+        num_shared_experts, first_shared_expert: ids first, first + 1, ... are appended to every token,
+        shared_weights: [M, shared experts], with these weights (1 without).
+
+    The weights are float32, or float64 if ``topk_weights`` are. Ids that do not fit int32 become -1.
+    """
+    import torch
+
+    weights = topk_weights if topk_weights.dtype == torch.float64 else topk_weights.float()
+    if renormalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    ids = topk_ids.to(torch.int64)
+    ids = torch.where(ids == ids.to(torch.int32), ids, -1)
+    shape = (weights.shape[0], num_shared_experts)
+    more = torch.ones(shape, device=weights.device) if shared_weights is None else shared_weights
+    last = torch.arange(num_shared_experts, device=ids.device).expand(shape) + first_shared_expert
+    return torch.cat((weights, more.to(weights.dtype)), -1), torch.cat((ids, last), -1).to(torch.int32)

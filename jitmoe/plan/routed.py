@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""The plan of experts behind a routing launch: both plans in order; the routing's result stays in the workspace."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jitmoe.device import Device
+from jitmoe.plan import planner_for
+from jitmoe.plan.launch import Buffer, Plan
+from jitmoe.routed import AdjustRoutingProblem, RoutedMoEProblem
+
+_WEIGHTS, _IDS = "routed_weights", "routed_ids"
+
+
+def choose(problem: RoutedMoEProblem, device: Device) -> tuple[Any, Any]:
+    """Returns the choices of both parts."""
+    return (
+        planner_for(problem.routing, device).choose(problem.routing, device),
+        planner_for(problem.experts, device).choose(problem.experts, device),
+    )
+
+
+def launches(problem: RoutedMoEProblem, device: Device, choice: tuple[Any, Any]) -> Plan:
+    """Returns the routing's launches, then the experts' reading its result."""
+    first = planner_for(problem.routing, device).launches(problem.routing, device, choice[0])
+    second = planner_for(problem.experts, device).launches(problem.experts, device, choice[1])
+    given = isinstance(problem.routing, AdjustRoutingProblem)
+    written = {"weights": _WEIGHTS, "ids": _IDS} if given else {"topk_weights": _WEIGHTS, "topk_ids": _IDS}
+    read = {"topk_weights": _WEIGHTS, "topk_ids": _IDS}
+    pairs = problem.experts.num_pairs
+    return Plan(
+        launches=(
+            *(dataclasses.replace(launch, aliases=written) for launch in first.launches),
+            *(dataclasses.replace(launch, aliases=read) for launch in second.launches),
+        ),
+        buffers=(*first.buffers, *second.buffers, Buffer(_WEIGHTS, 4 * pairs), Buffer(_IDS, 4 * pairs)),
+        decisions=(*first.decisions, *second.decisions),
+    )
