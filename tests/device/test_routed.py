@@ -60,7 +60,9 @@ def test_given_routing_is_adjusted(m, shared, gated):
     call = moe.make(m, e=5, k=3, ids_dtype=torch.int32 if gated else torch.int64)
     routed = call.topk_ids % (5 - shared)
     shared_weights = torch.rand(m, shared, generator=torch.Generator().manual_seed(3)) if gated and shared else None
-    result = call.changed(topk_ids=routed).run(renormalize=True, num_shared_experts=shared, shared_weights=shared_weights)
+    result = call.changed(topk_ids=routed).run(
+        renormalize=True, num_shared_experts=shared, shared_weights=shared_weights
+    )
     weights = call.topk_weights / call.topk_weights.sum(-1, keepdim=True)
     more = torch.ones(m, shared) if shared_weights is None else shared_weights
     last = (torch.arange(shared) + 5 - shared).expand(m, shared)
