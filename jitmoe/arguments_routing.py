@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jitmoe.arguments import MAX_PAIRS, _dtype, _rank, _row_stride, _shape
+from jitmoe.arguments import MAX_PAIRS, check_dtype, check_rank, row_stride, shape_text
 from jitmoe.errors import ArgumentError
 from jitmoe.problem import COMPUTE_DTYPES, INDEX_DTYPES, WEIGHT_DTYPES, DType
 from jitmoe.routing import Routing, RoutingProblem
@@ -27,8 +27,8 @@ def _check_places(facts: Facts, first: str) -> TensorInfo:
 
 def _vector(name: str, info: TensorInfo, dtypes: tuple[DType, ...], expected: str) -> DType:
     """Checks a dense 1-D tensor and returns its dtype."""
-    _rank(name, info, expected, 1)
-    dtype = _dtype(name, info, dtypes)
+    check_rank(name, info, expected, 1)
+    dtype = check_dtype(name, info, dtypes)
     if info.shape[0] > 1 and info.strides[0] != 1:
         raise ArgumentError(argument=name, got=f"strides {info.strides}", expected="a dense tensor")
     return dtype
@@ -36,10 +36,10 @@ def _vector(name: str, info: TensorInfo, dtypes: tuple[DType, ...], expected: st
 
 def _rows(name: str, info: TensorInfo, shape: tuple[int, int], dtypes: tuple[DType, ...]) -> int:
     """Checks a [M, slots] output and returns its row stride."""
-    _dtype(name, info, dtypes)
+    check_dtype(name, info, dtypes)
     if info.shape != shape:
-        raise ArgumentError(argument=name, got=f"shape {_shape(info)}", expected=f"[M, slots] = {list(shape)}")
-    stride = _row_stride(name, info)
+        raise ArgumentError(argument=name, got=f"shape {shape_text(info)}", expected=f"[M, slots] = {list(shape)}")
+    stride = row_stride(name, info)
     if shape[0] > 1 and stride < shape[1]:
         raise ArgumentError(argument=name, got=f"strides {info.strides}", expected="rows that do not overlap")
     return stride
@@ -54,7 +54,7 @@ def check_routing(routing: object) -> Routing:
 
 def check_logits(info: TensorInfo) -> tuple[int, int]:
     """Returns (M, E) of router_logits."""
-    _rank("router_logits", info, "[M, E]", 2)
+    check_rank("router_logits", info, "[M, E]", 2)
     return info.shape[0], info.shape[1]
 
 
@@ -70,7 +70,7 @@ def routing_problem(facts: Facts, routing: Routing) -> RoutingProblem:
     """
     logits = _check_places(facts, "router_logits")
     num_tokens, num_experts = check_logits(logits)
-    dtype = _dtype("router_logits", logits, COMPUTE_DTYPES)
+    dtype = check_dtype("router_logits", logits, COMPUTE_DTYPES)
     objection = routing.objection(num_experts)
     if objection:
         raise ArgumentError(argument="routing", got=objection, expected=f"a router of E = {num_experts} experts")
@@ -84,7 +84,7 @@ def routing_problem(facts: Facts, routing: Routing) -> RoutingProblem:
         bias_dtype = _vector("correction_bias", bias, COMPUTE_DTYPES, f"[E] = [{num_experts}]")
         if bias.shape != (num_experts,):
             raise ArgumentError(
-                argument="correction_bias", got=f"shape {_shape(bias)}", expected=f"[E] = [{num_experts}]"
+                argument="correction_bias", got=f"shape {shape_text(bias)}", expected=f"[E] = [{num_experts}]"
             )
     weights, ids = facts["topk_weights"], facts["topk_ids"]
     assert weights is not None and ids is not None
@@ -95,8 +95,8 @@ def routing_problem(facts: Facts, routing: Routing) -> RoutingProblem:
         routing=routing,
         dtype=dtype,
         bias_dtype=bias_dtype,
-        ids_dtype=_dtype("topk_ids", ids, INDEX_DTYPES),
-        logits_row_stride=_row_stride("router_logits", logits),
+        ids_dtype=check_dtype("topk_ids", ids, INDEX_DTYPES),
+        logits_row_stride=row_stride("router_logits", logits),
         weights_row_stride=_rows("topk_weights", weights, slots, (DType.FP32,)),
         ids_row_stride=_rows("topk_ids", ids, slots, INDEX_DTYPES),
     )
@@ -111,10 +111,12 @@ def check_size(name: str, value: object) -> int:
 
 def check_ids(info: TensorInfo) -> tuple[int, int]:
     """Returns (M, k) of topk_ids."""
-    _rank("topk_ids", info, "[M, k]", 2)
+    check_rank("topk_ids", info, "[M, k]", 2)
     if info.shape[1] < 1 or info.shape[0] * info.shape[1] > MAX_PAIRS:
         raise ArgumentError(
-            argument="topk_ids", got=f"shape {_shape(info)}", expected=f"[M, k] with k >= 1 and M * k <= {MAX_PAIRS}"
+            argument="topk_ids",
+            got=f"shape {shape_text(info)}",
+            expected=f"[M, k] with k >= 1 and M * k <= {MAX_PAIRS}",
         )
     return info.shape[0], info.shape[1]
 
@@ -144,7 +146,7 @@ def sort_problem(facts: Facts, num_experts: int, block_size: int) -> SortProblem
     """
     ids = _check_places(facts, "topk_ids")
     num_tokens, top_k = check_ids(ids)
-    ids_dtype = _dtype("topk_ids", ids, INDEX_DTYPES)
+    ids_dtype = check_dtype("topk_ids", ids, INDEX_DTYPES)
     longest, num_blocks = sort_lengths(num_tokens * top_k, num_experts, block_size)
     num_global_experts = None
     expert_map = facts["expert_map"]
@@ -159,20 +161,22 @@ def sort_problem(facts: Facts, num_experts: int, block_size: int) -> SortProblem
         if not least <= info.shape[0] <= MAX_PAIRS:
             raise ArgumentError(
                 argument=name,
-                got=f"shape {_shape(info)}",
+                got=f"shape {shape_text(info)}",
                 expected=f"at least {least} for M * k = {num_tokens * top_k}, E = {num_experts}, block {block_size}",
             )
         lengths[name] = info.shape[0]
     weights, output = facts["topk_weights"], facts["output"]
     weights_dtype, weights_row_stride, zeroed_bytes = None, 0, 0
     if weights is not None and output is not None:
-        weights_dtype = _dtype("topk_weights", weights, WEIGHT_DTYPES)
+        weights_dtype = check_dtype("topk_weights", weights, WEIGHT_DTYPES)
         if weights.shape != ids.shape:
             raise ArgumentError(
-                argument="topk_weights", got=f"shape {_shape(weights)}", expected=f"{_shape(ids)}, like topk_ids"
+                argument="topk_weights",
+                got=f"shape {shape_text(weights)}",
+                expected=f"{shape_text(ids)}, like topk_ids",
             )
-        weights_row_stride = _row_stride("topk_weights", weights)
-        zeroed_bytes = output.shape[0] * output.shape[1] * _dtype("output", output, COMPUTE_DTYPES).num_bytes
+        weights_row_stride = row_stride("topk_weights", weights)
+        zeroed_bytes = output.shape[0] * output.shape[1] * check_dtype("output", output, COMPUTE_DTYPES).num_bytes
     return SortProblem(
         num_tokens=num_tokens,
         top_k=top_k,
@@ -180,7 +184,7 @@ def sort_problem(facts: Facts, num_experts: int, block_size: int) -> SortProblem
         num_global_experts=num_global_experts,
         block_size=block_size,
         ids_dtype=ids_dtype,
-        ids_row_stride=_row_stride("topk_ids", ids),
+        ids_row_stride=row_stride("topk_ids", ids),
         num_sorted=lengths["sorted_token_ids"],
         num_blocks=lengths["expert_ids"],
         weights_dtype=weights_dtype,
@@ -197,6 +201,6 @@ def load_problem(facts: Facts, num_experts: int) -> LoadProblem:
         num_tokens=num_tokens,
         top_k=top_k,
         num_experts=num_experts,
-        ids_dtype=_dtype("topk_ids", ids, INDEX_DTYPES),
-        ids_row_stride=_row_stride("topk_ids", ids),
+        ids_dtype=check_dtype("topk_ids", ids, INDEX_DTYPES),
+        ids_row_stride=row_stride("topk_ids", ids),
     )
