@@ -387,11 +387,14 @@ def grouped_gemm_problem(
         *(("A", a, "[M, K]", 2), ("B", b, b_shape, 3), ("D", d, "[M, N]", 2)),
         *(("topk_weights", weights, "[M, top_k]", 2), ("topk_indices", ids, "[M, top_k]", 2)),
     ):
-        _rank(name, info, expected, rank)
-    dtype = _dtype("A", a, COMPUTE_DTYPES)
-    _dtype("B", b, (dtype,))
-    _dtype("D", d, (dtype,))
-    ids_dtype, weights_dtype = _dtype("topk_indices", ids, INDEX_DTYPES), _dtype("topk_weights", weights, WEIGHT_DTYPES)
+        check_rank(name, info, expected, rank)
+    dtype = check_dtype("A", a, COMPUTE_DTYPES)
+    check_dtype("B", b, (dtype,))
+    check_dtype("D", d, (dtype,))
+    ids_dtype, weights_dtype = (
+        check_dtype("topk_indices", ids, INDEX_DTYPES),
+        check_dtype("topk_weights", weights, WEIGHT_DTYPES),
+    )
     for name, other in tensors.items():
         if other is not None and other.place != a.place:
             raise ArgumentError(argument=name, got=other.place, expected=f"{a.place}, like A")
@@ -403,20 +406,24 @@ def grouped_gemm_problem(
     num_tokens, k = a.shape
     num_experts, n, b_k = swapped.shape
     if k == 0:
-        raise ArgumentError(argument="A", got=f"shape {_shape(a)}", expected="K >= 1")
+        raise ArgumentError(argument="A", got=f"shape {shape_text(a)}", expected="K >= 1")
     if num_experts == 0 or n == 0 or b_k != k:
         raise ArgumentError(
-            argument="B", got=f"shape {_shape(b)}", expected=f"{b_shape} with E, N >= 1 and K = {k} (trans_b={trans_b})"
+            argument="B",
+            got=f"shape {shape_text(b)}",
+            expected=f"{b_shape} with E, N >= 1 and K = {k} (trans_b={trans_b})",
         )
     if d.shape != (num_tokens, n):
-        raise ArgumentError(argument="D", got=f"shape {_shape(d)}", expected=f"[M, N] = [{num_tokens}, {n}]")
+        raise ArgumentError(argument="D", got=f"shape {shape_text(d)}", expected=f"[M, N] = [{num_tokens}, {n}]")
     if ids.shape != (num_tokens, top_k):
         raise ArgumentError(
-            argument="topk_indices", got=f"shape {_shape(ids)}", expected=f"[M, top_k] = [{num_tokens}, {top_k}]"
+            argument="topk_indices", got=f"shape {shape_text(ids)}", expected=f"[M, top_k] = [{num_tokens}, {top_k}]"
         )
     if weights.shape != ids.shape:
         raise ArgumentError(
-            argument="topk_weights", got=f"shape {_shape(weights)}", expected=f"{_shape(ids)}, like topk_indices"
+            argument="topk_weights",
+            got=f"shape {shape_text(weights)}",
+            expected=f"{shape_text(ids)}, like topk_indices",
         )
     if top_k > MAX_TOP_K or num_tokens * top_k > MAX_PAIRS:
         raise ArgumentError(
@@ -424,7 +431,7 @@ def grouped_gemm_problem(
             got=f"{num_tokens} x {top_k} (row, expert) pairs",
             expected=f"top_k <= {MAX_TOP_K} and at most {MAX_PAIRS} pairs",
         )
-    d_row_stride = _row_stride("D", d)
+    d_row_stride = row_stride("D", d)
     if num_tokens > 1 and d_row_stride < n:
         raise ArgumentError(argument="D", got=f"strides {d.strides}", expected="rows that do not overlap")
     try:
@@ -441,12 +448,12 @@ def grouped_gemm_problem(
         topk_ids_dtype=ids_dtype,
         topk_weights_dtype=weights_dtype,
         layout=layout,
-        a_row_stride=_row_stride("A", a),
+        a_row_stride=row_stride("A", a),
         d_row_stride=d_row_stride,
         b_expert_stride=swapped.strides[0],
         b_stride=b_stride,
-        topk_ids_row_stride=_row_stride("topk_indices", ids),
-        topk_weights_row_stride=_row_stride("topk_weights", weights),
+        topk_ids_row_stride=row_stride("topk_indices", ids),
+        topk_weights_row_stride=row_stride("topk_weights", weights),
         bias_dtype=_bias_dtype("C", tensors["C"], (num_experts, n), dtype),
         base_alignment=_base_alignment([t.address for t in (a, b, d)]) if look_at_addresses else 1,
     )
