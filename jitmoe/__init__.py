@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 from jitmoe import reference
 from jitmoe.api import explain, fused_moe
+from jitmoe.api_activate import activate, silu_and_mul_moe
 from jitmoe.api_routing import (
     ExpertLoad,
     expert_load,
@@ -48,6 +49,7 @@ __all__ = [
     "UsmArray",
     "WeightFormat",
     "__version__",
+    "activate",
     "expert_load",
     "explain",
     "fold_k_order",
@@ -71,6 +73,7 @@ __all__ = [
     "reference",
     "route",
     "row_order",
+    "silu_and_mul_moe",
     "topk_sigmoid",
     "topk_softmax",
     "topk_sqrt_softplus",

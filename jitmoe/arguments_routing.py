@@ -15,7 +15,7 @@ from jitmoe.tensors import TensorInfo
 Facts = Mapping[str, TensorInfo | None]
 
 
-def _check_places(facts: Facts, first: str) -> TensorInfo:
+def check_places(facts: Facts, first: str) -> TensorInfo:
     """Returns the facts of tensor ``first``, after checking that all others are in the same place."""
     one = facts[first]
     assert one is not None
@@ -68,7 +68,7 @@ def routing_problem(facts: Facts, routing: Routing) -> RoutingProblem:
     Raises:
         ArgumentError: names the first argument that does not fit, what came and what was expected.
     """
-    logits = _check_places(facts, "router_logits")
+    logits = check_places(facts, "router_logits")
     num_tokens, num_experts = check_logits(logits)
     dtype = check_dtype("router_logits", logits, COMPUTE_DTYPES)
     objection = routing.objection(num_experts)
@@ -144,7 +144,7 @@ def sort_problem(facts: Facts, num_experts: int, block_size: int) -> SortProblem
     Raises:
         ArgumentError: names the first argument that does not fit, what came and what was expected.
     """
-    ids = _check_places(facts, "topk_ids")
+    ids = check_places(facts, "topk_ids")
     num_tokens, top_k = check_ids(ids)
     ids_dtype = check_dtype("topk_ids", ids, INDEX_DTYPES)
     longest, num_blocks = sort_lengths(num_tokens * top_k, num_experts, block_size)
@@ -195,7 +195,7 @@ def sort_problem(facts: Facts, num_experts: int, block_size: int) -> SortProblem
 
 def load_problem(facts: Facts, num_experts: int) -> LoadProblem:
     """Checks the tensors of an ``expert_load`` call and returns what is asked; raises ``ArgumentError``."""
-    ids = _check_places(facts, "topk_ids")
+    ids = check_places(facts, "topk_ids")
     num_tokens, top_k = check_ids(ids)
     return LoadProblem(
         num_tokens=num_tokens,

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""The activation between the two GEMMs as an op of its own."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jitmoe import arguments, arguments_activate, calls, tensors
+from jitmoe.elementwise import ACTIVATE
+from jitmoe.errors import ArgumentError
+from jitmoe.operation import Problem
+from jitmoe.problem import Activation, GateUp
+
+
+class _Options(NamedTuple):
+    activation: Activation
+    gate_up: GateUp
+    alpha: float
+    limit: float | None
+
+
+def _problem(facts: calls.Facts, options: _Options, look_at_addresses: bool) -> Problem:
+    return arguments_activate.activate_problem(facts, *options)
+
+
+def _reference(named: dict[str, Any], options: _Options) -> tuple[Any, ...]:
+    from jitmoe import reference
+    from jitmoe.checks.activate import split
+
+    gate, up = split(named["gate"].float(), named["up"], options.gate_up)
+    up = None if up is None else up.float()
+    return (reference.activate(gate, up, options.activation, alpha=options.alpha, limit=options.limit),)
+
+
+_ACTIVATE = calls.Op(operation=ACTIVATE, optional=frozenset({"up"}), problem=_problem, reference=_reference)
+
+
+def activate(
+    gate: Any,
+    up: Any = None,
+    activation: str = "silu",
+    *,
+    layout: str | None = None,
+    alpha: float = 1.702,
+    limit: float | None = None,
+    out: Any = None,
+    queue: Any = None,
+) -> Any:
+    """Returns act(gate) * up, elementwise, in float32 and rounded once.
+
+    Args:
+        gate: [*, I], bfloat16, float16 or float32; rows dense and evenly spaced. With layout "concatenated" or
+            "interleaved": both halves, [*, 2I].
+        up: like ``gate``; only with layout "separate".
+        activation: "silu", "gelu", "gelu_tanh", "relu2" (max(x, 0)^2) or "swiglu_oai"
+            (gate * sigmoid(alpha * gate) * (up + 1)).
+        layout: "separate" (gate and up are two tensors), "concatenated" (g0 g1 ... u0 u1 ...), "interleaved"
+            (g0 u0 g1 u1 ...) or "ungated" (act(gate), no up). None: separate with ``up``, ungated without.
+        alpha: of "swiglu_oai".
+        limit: L > 0: gate = min(gate, L) and up = clamp(up, -L, L) come first; None: no clamping.
+        out: write the result there and return it: [*, I], dtype of ``gate``. May be ``gate`` itself where it has that
+            shape; must not overlap the inputs otherwise.
+        queue: as for ``fused_moe``.
+
+    Raises:
+        ArgumentError, JitMoEError: as ``fused_moe``.
+    """
+    if layout is None:
+        gate_up = GateUp.UNGATED if up is None else GateUp.SEPARATE
+    else:
+        try:
+            gate_up = GateUp(layout)
+        except ValueError:
+            known = ", ".join(member.value for member in GateUp)
+            raise ArgumentError(argument="layout", got=repr(layout), expected=f"one of {known}") from None
+    if (up is not None) != (gate_up is GateUp.SEPARATE):
+        got = f"{'no tensor' if up is None else 'a tensor'} with layout {gate_up.value}"
+        raise ArgumentError(argument="up", got=got, expected="a tensor with layout separate, none otherwise")
+    options = _Options(
+        arguments.check_activation(activation),
+        gate_up,
+        arguments.check_number("alpha", alpha),
+        None if limit is None else arguments.check_number("limit", limit, positive=True),
+    )
+    gate = tensors.adopt("gate", gate)
+    if out is None:
+        facts = tensors.describe("gate", gate)
+        dtype, shape = arguments_activate.activated(facts, gate_up)
+        out = tensors.empty(gate, shape, dtype)
+    calls.run(_ACTIVATE, (gate, up, out), options, queue)
+    return out
+
+
+def silu_and_mul_moe(gate_output: Any, up_output: Any, *, queue: Any = None) -> None:
+    """Writes silu(gate_output) * up_output into ``gate_output``; both [*, I]."""
+    gate_output = tensors.adopt("gate", gate_output)
+    activate(gate_output, up_output, out=gate_output, queue=queue)
