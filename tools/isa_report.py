@@ -22,11 +22,16 @@ from jitmoe.builder import compile_request
 from jitmoe.compilers.ocloc import Ocloc, find_ocloc
 from jitmoe.compilers.sycl_jit import SyclJit, find_sycl_jit
 from jitmoe.compilers.sycl_tla import find_sycl_tla
+from jitmoe.elementwise import ActivateProblem
 from jitmoe.errors import CompileError
-from jitmoe.plan import cutlass, xe
+from jitmoe.operation import Problem
+from jitmoe.plan import cutlass, planner_for, xe
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
+from jitmoe.plan.topk_xe import XeTopK
 from jitmoe.plan.xe_specs import XeGemm, XeSpec, XeVectorDown, XeVectorGateUp
-from jitmoe.problem import Activation, DType, Layout, MoEProblem
+from jitmoe.problem import Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.routing import GroupScore, Routing, RoutingProblem, Scoring
+from jitmoe.sorting import LoadProblem, SortProblem, max_padded_pairs
 
 # sycl-tla's example 12 (MoE grouped GEMM without activation), SG tile 32x64, K step 32, W [E][N][K] as here; counted
 # the same way from code that ocloc made of its sources with the fixes it needs on this route (docs/xe-kernels.md).
@@ -127,6 +132,10 @@ def describe(spec: XeSpec) -> str:
     if isinstance(spec, (XeVectorGateUp, XeVectorDown)):
         extra = f" {spec.activation.value}" if isinstance(spec, XeVectorGateUp) else ""
         return f"{spec.tile_rows} rows {spec.layout.value}{' wide' if spec.wide else ''} {spec.dtype.value}{extra}"
+    if isinstance(spec, XeTopK):
+        order = "topk-" if spec.topk_before_scoring else ""
+        groups = f" {spec.topk_groups}/{spec.num_groups} groups" if spec.num_groups > 1 else ""
+        return f"E{spec.num_experts} k{spec.top_k} {order}{spec.scoring.value}{groups} {spec.dtype.value}"
     return " ".join(str(getattr(value, "value", value)) for _, value in spec.constants())
 
 
@@ -208,6 +217,83 @@ def problem(
     )
 
 
+def around_problems() -> Iterator[Problem]:
+    """Yields problems of the ops around the experts: routers from small to largest, sorting, load, activations."""
+    deepseek = Routing(
+        top_k=8, scoring=Scoring.SIGMOID, num_groups=8, topk_groups=4, group_score=GroupScore.TOP2_SUM, renormalize=True
+    )
+    largest = Routing(top_k=32, num_groups=32, topk_groups=16, group_score=GroupScore.TOP2_SUM, renormalize=True)
+    routers = {
+        256: deepseek,
+        128: Routing(top_k=8, renormalize=True),
+        32: Routing(top_k=4, topk_before_scoring=True),
+        512: Routing(top_k=10, capacity_factor=1.2),
+        1000: dataclasses.replace(largest, num_groups=20, topk_groups=7, scoring=Scoring.SQRT_SOFTPLUS),
+        1024: dataclasses.replace(largest, capacity_factor=1.2, temperature=0.7),
+    }
+    for experts, routing in routers.items():
+        yield RoutingProblem(
+            num_tokens=4096,
+            num_experts=experts,
+            routing=routing,
+            dtype=DType.BF16,
+            bias_dtype=DType.FP32 if routing.num_groups > 1 else None,
+            ids_dtype=DType.INT32,
+            logits_row_stride=experts,
+            weights_row_stride=routing.num_slots,
+            ids_row_stride=routing.num_slots,
+        )
+    for tokens, global_experts, weights in ((512, None, None), (512, 512, DType.FP64), (32768, None, DType.BF16)):
+        longest = max_padded_pairs(8 * tokens, 256, 128)
+        yield SortProblem(
+            num_tokens=tokens,
+            top_k=8,
+            num_experts=256,
+            num_global_experts=global_experts,
+            block_size=128,
+            ids_dtype=DType.INT32,
+            ids_row_stride=8,
+            num_sorted=longest,
+            num_blocks=longest // 128,
+            weights_dtype=weights,
+            weights_row_stride=0 if weights is None else 8,
+            zeroed_bytes=0 if weights is None else tokens * 4096,
+        )
+    for tokens in (512, 32768):
+        yield LoadProblem(num_tokens=tokens, top_k=8, num_experts=256, ids_dtype=DType.INT64, ids_row_stride=8)
+    for dtype, activation, gate_up, limit in (
+        (DType.BF16, Activation.SILU, GateUp.CONCATENATED, None),
+        (DType.FP16, Activation.GELU, GateUp.SEPARATE, None),
+        (DType.BF16, Activation.SWIGLU_OAI, GateUp.INTERLEAVED, 7.0),
+        (DType.FP32, Activation.RELU2, GateUp.UNGATED, None),
+    ):
+        yield ActivateProblem(
+            num_rows=512,
+            num_columns=768,
+            dtype=dtype,
+            activation=activation,
+            gate_up=gate_up,
+            alpha=1.702,
+            limit=limit,
+            gate_row_stride=gate_up.rows(768),
+            up_row_stride=768,
+            out_row_stride=768,
+        )
+
+
+def around_specs(arch: str) -> list[XeSpec]:
+    """Returns the distinct kernels of these problems' plans on ``arch``."""
+    device = offline_device(arch)
+    found: dict[XeSpec, None] = {}
+    for one in around_problems():
+        planner = planner_for(one, device)
+        for spec in planner.launches(one, device, planner.choose(one, device)).specs:
+            if not isinstance(spec, XeSpec):
+                raise TypeError(f"{spec} is no Xe kernel")
+            found[spec] = None
+    return list(found)
+
+
 def specs_for(arch: str, problems: Iterable[MoEProblem], *, cute: bool = False) -> list[XeSpec]:
     """Returns the distinct kernels of the plans for ``problems`` on ``arch``; ``cute``: those written with CuTe too."""
     device = offline_device(arch)
@@ -229,7 +315,7 @@ def report(arches: Iterable[str], sycl: SyclJit, ocloc: Ocloc, *, jobs: int, dty
     users: dict[XeSpec, list[str]] = {}
     for arch in arches:
         problems = [p for p in representative_problems(arch) if p.dtype.value in dtypes]
-        for spec in specs_for(arch, problems, cute=cute):
+        for spec in (*specs_for(arch, problems, cute=cute), *around_specs(arch)):
             users.setdefault(spec, []).append(arch)
     images = {}
     for number, spec in enumerate(users, 1):

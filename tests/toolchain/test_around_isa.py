@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""The native code of the kernels around the experts: no spills on any kind of GPU, quick compiles."""
+
+from __future__ import annotations
+
+import importlib.util
+import resource
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from jitmoe.builder import compile_request
+from jitmoe.compilers.ocloc import find_ocloc
+from jitmoe.compilers.sycl_jit import find_sycl_jit
+from jitmoe.plan.architectures import ARCHITECTURES
+from jitmoe.plan.xe_specs import XeSpec
+
+# The tightest of each kind of registers and instructions; tools/isa-report looks at all.
+GPUS = ["pvc", "ptl-h", "dg2", "mtl"]
+COMPILE_SECONDS = 0.7
+
+
+def _load_report() -> ModuleType:
+    if "isa_report" in sys.modules:
+        return sys.modules["isa_report"]
+    spec = importlib.util.spec_from_file_location("isa_report", Path(__file__).parents[2] / "tools" / "isa_report.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["isa_report"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+isa_report = _load_report()
+
+
+def all_specs() -> dict[XeSpec, list[str]]:
+    """Returns the GPUs of each kernel; those of one sub-group size share it."""
+    users: dict[XeSpec, list[str]] = {}
+    for arch in ARCHITECTURES:
+        for spec in isa_report.around_specs(arch):
+            users.setdefault(spec, []).append(arch)
+    return users
+
+
+@pytest.mark.ocloc
+def test_nothing_spills() -> None:
+    ocloc, words = find_ocloc()
+    if ocloc is None:
+        pytest.skip(words)
+    compiler, words = find_sycl_jit()
+    assert compiler is not None, words
+
+    def look(item: tuple[XeSpec, list[str]]) -> list[str]:
+        spec, arches = item
+        made = compiler.compile(compile_request(spec, arch=""), build_key="", timeout_s=100)
+        problems = []
+        for arch in (name for name in arches if name in GPUS):
+            row = isa_report.measure(spec, arch, made.image, made.seconds, ocloc)
+            problems += [f"{spec} on {arch}: {objection}" for objection in row.objections]
+        return problems
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [problem for problems in pool.map(look, all_specs().items()) for problem in problems] == []
+
+
+def test_compiles_are_quick() -> None:
+    compiler, words = find_sycl_jit()
+    assert compiler is not None, words
+
+    def cpu_seconds(spec: XeSpec) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        compiler.compile(compile_request(spec, arch=""), build_key="", timeout_s=100)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    for spec in isa_report.around_specs("bmg-g21"):
+        assert any(cpu_seconds(spec) <= COMPILE_SECONDS for _ in range(5)), spec
