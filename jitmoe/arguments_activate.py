@@ -36,7 +36,9 @@ def activated(info: TensorInfo, gate_up: GateUp) -> tuple[DType, tuple[int, ...]
     *lead, last = info.shape
     if gate_up.rows(1) == 2:
         if last % 2:
-            raise ArgumentError(argument="gate", got=f"shape {shape_text(info)}", expected="[*, 2*I], an even last size")
+            raise ArgumentError(
+                argument="gate", got=f"shape {shape_text(info)}", expected="[*, 2*I], an even last size"
+            )
         last //= 2
     return dtype, (*lead, last)
 
