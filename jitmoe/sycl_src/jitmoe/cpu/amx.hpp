@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The tile instructions of AMX (Intel SDM volume 1, chapter 18), with a fixed use of the eight tile registers:
 //
-//   tmm0 .. tmm3   sums, fp32: weights a x tokens b is tmm(2 a + b), [16 weight rows][16 tokens]
-//   tmm4, tmm5     weights a = 0, 1: 16 rows of 32 bf16, any row stride, any alignment: rows of a tensor as they are
-//   tmm6, tmm7     tokens b = 0, 1: 16 units of 16 tokens, 1 KiB, dense (a unit is a pair of bf16, simd.hpp)
+//   tmm0 .. tmm5   sums, fp32: weights w x tokens x is tmm(3 w + x), [16 weight rows][16 tokens], w < 2, x < 3
+//   the others     weights: 16 rows of 32 bf16, any row stride, any alignment: rows of a tensor as they are;
+//                  tokens: 16 units of 16 tokens, 1 KiB, dense (a unit is a pair of bf16, simd.hpp)
 //
 // tdpbf16ps adds to sum[n][t] the products w[n][k] * x[k][t] of 32 k. The compiler uses no tile registers, so they keep
 // their values from one statement to the next. Linux lets a process use them only after it has asked
@@ -43,63 +43,89 @@ inline void release() {
 #endif
 }
 
-// Sums of two weight tiles and num_b token tiles = 0.
-template <int num_b> inline void zero_sums() {
+// Sums of two weight tiles and num_x token tiles = 0.
+template <int num_x> inline void zero_sums() {
 #ifdef __SYCL_DEVICE_ONLY__
-  asm volatile("tilezero %%tmm0\n\ttilezero %%tmm2" : : : "memory");
-  if constexpr (num_b == 2) asm volatile("tilezero %%tmm1\n\ttilezero %%tmm3" : : : "memory");
+  asm volatile("tilezero %%tmm0\n\ttilezero %%tmm3" : : : "memory");
+  if constexpr (num_x > 1) asm volatile("tilezero %%tmm1\n\ttilezero %%tmm4" : : : "memory");
+  if constexpr (num_x > 2) asm volatile("tilezero %%tmm2\n\ttilezero %%tmm5" : : : "memory");
 #endif
 }
 
-// Sums from and to sums[token tile b][weight tile a][16][16].
-template <int num_b> inline void load_sums(const float* sums) {
+// Sums from and to sums[token tile][weight tile][16][16].
+template <int num_x> inline void load_sums(const float* sums) {
 #ifdef __SYCL_DEVICE_ONLY__
-  asm volatile("tileloadd (%0,%2,1), %%tmm0\n\ttileloadd (%1,%2,1), %%tmm2"
+  constexpr int tile = 2 * kTileFloats;
+  asm volatile("tileloadd (%0,%2,1), %%tmm0\n\ttileloadd (%1,%2,1), %%tmm3"
                : : "r"(sums), "r"(sums + kTileFloats), "r"(int64(64)) : "memory");
-  if constexpr (num_b == 2)
-    asm volatile("tileloadd (%0,%2,1), %%tmm1\n\ttileloadd (%1,%2,1), %%tmm3"
-                 : : "r"(sums + 2 * kTileFloats), "r"(sums + 3 * kTileFloats), "r"(int64(64)) : "memory");
+  if constexpr (num_x > 1)
+    asm volatile("tileloadd (%0,%2,1), %%tmm1\n\ttileloadd (%1,%2,1), %%tmm4"
+                 : : "r"(sums + tile), "r"(sums + tile + kTileFloats), "r"(int64(64)) : "memory");
+  if constexpr (num_x > 2)
+    asm volatile("tileloadd (%0,%2,1), %%tmm2\n\ttileloadd (%1,%2,1), %%tmm5"
+                 : : "r"(sums + 2 * tile), "r"(sums + 2 * tile + kTileFloats), "r"(int64(64)) : "memory");
 #else
   (void)sums;
 #endif
 }
-template <int num_b> inline void store_sums(float* sums) {
+template <int num_x> inline void store_sums(float* sums) {
 #ifdef __SYCL_DEVICE_ONLY__
-  asm volatile("tilestored %%tmm0, (%0,%2,1)\n\ttilestored %%tmm2, (%1,%2,1)"
+  constexpr int tile = 2 * kTileFloats;
+  asm volatile("tilestored %%tmm0, (%0,%2,1)\n\ttilestored %%tmm3, (%1,%2,1)"
                : : "r"(sums), "r"(sums + kTileFloats), "r"(int64(64)) : "memory");
-  if constexpr (num_b == 2)
-    asm volatile("tilestored %%tmm1, (%0,%2,1)\n\ttilestored %%tmm3, (%1,%2,1)"
-                 : : "r"(sums + 2 * kTileFloats), "r"(sums + 3 * kTileFloats), "r"(int64(64)) : "memory");
+  if constexpr (num_x > 1)
+    asm volatile("tilestored %%tmm1, (%0,%2,1)\n\ttilestored %%tmm4, (%1,%2,1)"
+                 : : "r"(sums + tile), "r"(sums + tile + kTileFloats), "r"(int64(64)) : "memory");
+  if constexpr (num_x > 2)
+    asm volatile("tilestored %%tmm2, (%0,%2,1)\n\ttilestored %%tmm5, (%1,%2,1)"
+                 : : "r"(sums + 2 * tile), "r"(sums + 2 * tile + kTileFloats), "r"(int64(64)) : "memory");
 #else
   (void)sums;
 #endif
 }
 
-// sums += two weight tiles times num_b token tiles, 32 elements of K.
-template <int num_b>
-inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, const uint32* x0, const uint32* x1) {
+// sums += two weight tiles times num_x token tiles, 32 elements of K. The token tiles lie x_step dwords apart.
+template <int num_x>
+inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, const uint32* x, int64 x_step) {
 #ifdef __SYCL_DEVICE_ONLY__
-  if constexpr (num_b == 2)
+  if constexpr (num_x == 1)
     asm volatile(
-        "tileloadd (%2,%5,1), %%tmm6\n\t"
-        "tileloadd (%0,%4,1), %%tmm4\n\t"
-        "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n\t"
+        "tileloadd (%2,%4,1), %%tmm7\n\t"
+        "tileloadd (%0,%3,1), %%tmm6\n\t"
+        "tdpbf16ps %%tmm7, %%tmm6, %%tmm0\n\t"
+        "tileloadd (%1,%3,1), %%tmm6\n\t"
+        "tdpbf16ps %%tmm7, %%tmm6, %%tmm3"
+        : : "r"(w0), "r"(w1), "r"(x), "r"(w_stride_bytes), "r"(int64(64)) : "memory");
+  else if constexpr (num_x == 2)
+    asm volatile(
+        "tileloadd (%2,%5,1), %%tmm5\n\t"
+        "tileloadd (%0,%4,1), %%tmm6\n\t"
+        "tdpbf16ps %%tmm5, %%tmm6, %%tmm0\n\t"
         "tileloadd (%3,%5,1), %%tmm7\n\t"
-        "tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n\t"
-        "tileloadd (%1,%4,1), %%tmm5\n\t"
-        "tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n\t"
-        "tdpbf16ps %%tmm7, %%tmm5, %%tmm3"
-        : : "r"(w0), "r"(w1), "r"(x0), "r"(x1), "r"(w_stride_bytes), "r"(int64(64)) : "memory");
+        "tdpbf16ps %%tmm7, %%tmm6, %%tmm1\n\t"
+        "tileloadd (%1,%4,1), %%tmm2\n\t"
+        "tdpbf16ps %%tmm5, %%tmm2, %%tmm3\n\t"
+        "tdpbf16ps %%tmm7, %%tmm2, %%tmm4"
+        : : "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(w_stride_bytes), "r"(int64(64)) : "memory");
   else
     asm volatile(
-        "tileloadd (%2,%4,1), %%tmm6\n\t"
-        "tileloadd (%0,%3,1), %%tmm4\n\t"
-        "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n\t"
-        "tileloadd (%1,%3,1), %%tmm5\n\t"
-        "tdpbf16ps %%tmm6, %%tmm5, %%tmm2"
-        : : "r"(w0), "r"(w1), "r"(x0), "r"(w_stride_bytes), "r"(int64(64)) : "memory");
+        "tileloadd (%0,%5,1), %%tmm6\n\t"
+        "tileloadd (%2,%6,1), %%tmm7\n\t"
+        "tdpbf16ps %%tmm7, %%tmm6, %%tmm0\n\t"
+        "tileloadd (%3,%6,1), %%tmm7\n\t"
+        "tdpbf16ps %%tmm7, %%tmm6, %%tmm1\n\t"
+        "tileloadd (%4,%6,1), %%tmm7\n\t"
+        "tdpbf16ps %%tmm7, %%tmm6, %%tmm2\n\t"
+        "tileloadd (%1,%5,1), %%tmm6\n\t"
+        "tdpbf16ps %%tmm7, %%tmm6, %%tmm5\n\t"
+        "tileloadd (%2,%6,1), %%tmm7\n\t"
+        "tdpbf16ps %%tmm7, %%tmm6, %%tmm3\n\t"
+        "tileloadd (%3,%6,1), %%tmm7\n\t"
+        "tdpbf16ps %%tmm7, %%tmm6, %%tmm4"
+        : : "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(x + 2 * x_step), "r"(w_stride_bytes), "r"(int64(64))
+        : "memory");
 #else
-  (void)w0, (void)w1, (void)w_stride_bytes, (void)x0, (void)x1;
+  (void)w0, (void)w1, (void)w_stride_bytes, (void)x, (void)x_step;
 #endif
 }
 
@@ -107,10 +133,10 @@ inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, con
 inline void multiply_again() {
 #ifdef __SYCL_DEVICE_ONLY__
   asm volatile(
-      "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n\t"
-      "tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n\t"
-      "tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n\t"
-      "tdpbf16ps %%tmm7, %%tmm5, %%tmm3" : : : "memory");
+      "tdpbf16ps %%tmm7, %%tmm6, %%tmm0\n\t"
+      "tdpbf16ps %%tmm7, %%tmm6, %%tmm1\n\t"
+      "tdpbf16ps %%tmm7, %%tmm6, %%tmm3\n\t"
+      "tdpbf16ps %%tmm7, %%tmm6, %%tmm4" : : : "memory");
 #endif
 }
 

@@ -20,7 +20,6 @@ namespace jitmoe::cpu {
 
 constexpr int kMaxTiles = 16;     // token tiles of one call; plan/cpu.py names the same number
 constexpr int64 kPieceK = 2048;   // 4 KiB per row: long enough for the memory, short enough for the L2 cache
-constexpr int64 kSharedK = 256;   // several passes over weights: 16 KiB of them stay in the L1 cache
 constexpr int64 kStagedK = 512;   // 32 KiB of staged weights
 
 // Two groups of 16 weight rows of one expert. Rows past num_rows do not exist and count as zero.
@@ -30,28 +29,47 @@ template <class Element> struct WeightRows {
   int64 stride;  // elements between two rows (nk), or between two k (kn)
 };
 
-// Cache lines that will be needed, asked for a few at a time: `rows` rows of `row_bytes` in two groups.
+// Cache lines that will be needed, asked for a few at a time: `rows` rows of `row_bytes` in each of four places. One
+// place alone is slower: pages are too short for the hardware to look ahead far enough in one.
 struct Lines {
-  const uint8* group[2] = {};
+  static constexpr int kPlaces = 4;
+  const uint8* at[kPlaces] = {};
   int64 row_bytes = 0;
   int64 stride_bytes = 0;
+  int64 rows = 0;
   int64 column = 0;
-  int rows = 0;
 
-  // Asks for the next `count` lines of each group.
-  void fetch(int count) {
+  // Of each place.
+  int64 count() const { return rows * ceil_div(row_bytes, 64) - column / 64; }
+
+  // Asks for the next `number` lines of each place.
+  void fetch(int number) {
 #pragma clang loop unroll(disable)
-    for (int i = 0; i < count && rows > 0; ++i) {
-      prefetch(group[0] + column);
-      prefetch(group[1] + column);
+    for (int i = 0; i < number && rows > 0; ++i) {
+#pragma unroll
+      for (int place = 0; place < kPlaces; ++place) prefetch(at[place] + column);
       column += 64;
       if (column >= row_bytes) {
         column = 0;
-        group[0] += stride_bytes;
-        group[1] += stride_bytes;
+#pragma unroll
+        for (int place = 0; place < kPlaces; ++place) at[place] += stride_bytes;
         --rows;
       }
     }
+  }
+
+  // `num_bytes` (a multiple of 256) dense bytes.
+  static Lines dense(const void* from, int64 num_bytes) {
+    const auto* first = static_cast<const uint8*>(from);
+    const int64 part = num_bytes / kPlaces;
+    return {{first, first + part, first + 2 * part, first + 3 * part}, part, 0, 1};
+  }
+  // `rows` rows (a multiple of two) from each of two addresses.
+  static Lines of_rows(const void* first, const void* second, int64 row_bytes, int64 stride_bytes, int64 rows) {
+    const auto* a = static_cast<const uint8*>(first);
+    const auto* b = static_cast<const uint8*>(second);
+    const int64 half = rows / 2;
+    return {{a, a + half * stride_bytes, b, b + half * stride_bytes}, row_bytes, stride_bytes, half};
   }
 };
 
@@ -73,7 +91,7 @@ template <class S> struct TileWeights<S, Layout::nk> {
                   staged + (a * amx::kRows + n) * kStagedK, int(num_k));
   }
   static Lines lines(const Rows& w, int64 k0, int64 num_k) {
-    return {{(const uint8*)(w.first[0] + k0), (const uint8*)(w.first[1] + k0)}, 2 * num_k, 2 * w.stride, 0, amx::kRows};
+    return Lines::of_rows(w.first[0] + k0, w.first[1] + k0, 2 * num_k, 2 * w.stride, amx::kRows);
   }
 };
 
@@ -96,8 +114,8 @@ template <class S> struct TileWeights<S, Layout::kn> {
       }
   }
   static Lines lines(const Rows& w, int64 k0, int64 num_k) {
-    const uint16* const rows[2] = {w.first[0] + k0 * w.stride, w.first[1] + k0 * w.stride};
-    return {{(const uint8*)rows[0], (const uint8*)rows[1]}, 2 * amx::kRows, 2 * w.stride, 0, int(num_k)};
+    const int64 from = k0 * w.stride;
+    return Lines::of_rows(w.first[0] + from, w.first[1] + from, 2 * amx::kRows, 2 * w.stride, align_up(num_k, 2));
   }
 };
 
@@ -106,8 +124,8 @@ template <class W>
 [[gnu::noinline]] void amx_form(const typename W::Rows& w, const typename W::Rows* next, const uint32* x,
                                 int64 tile_units, int num_tiles, int64 k, float* sums, uint16* staged) {
   const bool in_place = W::in_place && w.num_rows[0] == amx::kRows && w.num_rows[1] == amx::kRows;
-  const int64 passes = ceil_div(num_tiles, 2);
-  const int64 most = in_place ? (passes > 1 ? kSharedK : kPieceK) : kStagedK;
+  const int passes = int(ceil_div(num_tiles, 3));
+  const int64 most = in_place ? kPieceK : kStagedK;
   Lines lines;
   int lines_per_step = 0;
   int64 piece_end = 0;
@@ -118,41 +136,42 @@ template <class W>
       if (piece_end < k) lines = W::lines(w, piece_end, k - piece_end < kPieceK ? k - piece_end : kPieceK);
       else if (next != nullptr) lines = W::lines(*next, 0, k < kPieceK ? k : kPieceK);
       else lines = {};
-      lines_per_step = int(ceil_div(lines.rows * ceil_div(lines.row_bytes, 64), steps * passes));
+      lines_per_step = int(ceil_div(lines.count(), steps * passes));
     }
     const int64 num_k = piece_end - k0 < most ? piece_end - k0 : most;
     const int64 direct_k = in_place ? num_k / amx::kStep * amx::kStep : 0;
     const int64 staged_k = align_up(num_k - direct_k, amx::kStep);
     if (staged_k != 0) W::stage(w, k0 + direct_k, staged_k, k, staged);
     const auto pass = [&](auto tiles, int t) {
-      constexpr int num_b = decltype(tiles)::value;
-      const uint32* tokens[2];
-      tokens[0] = x + t * tile_units + k0 * (amx::kTokens / 2);
-      tokens[1] = tokens[0] + tile_units;
+      constexpr int num_x = decltype(tiles)::value;
+      const uint32* const tokens = x + t * tile_units + k0 * (amx::kTokens / 2);
       float* const at = sums + t * 2 * amx::kTileFloats;
-      if (k0 == 0) amx::zero_sums<num_b>();
-      else amx::load_sums<num_b>(at);
+      if (k0 == 0) amx::zero_sums<num_x>();
+      else amx::load_sums<num_x>(at);
       const auto run = [&](const uint16* w0, const uint16* w1, int64 stride, int64 from, int64 steps) {
         const auto* a0 = (const uint8*)w0;
         const auto* a1 = (const uint8*)w1;
-        const uint32* b0 = tokens[0] + from * (amx::kTokens / 2);
-        const uint32* b1 = tokens[1] + from * (amx::kTokens / 2);
+        const uint32* b = tokens + from * (amx::kTokens / 2);
 #pragma clang loop unroll(disable)
         for (int64 step = 0; step < steps; ++step) {
-          amx::multiply<num_b>(a0, a1, 2 * stride, b0, b1);
+          amx::multiply<num_x>(a0, a1, 2 * stride, b, tile_units);
           lines.fetch(lines_per_step);
           a0 += 2 * amx::kStep, a1 += 2 * amx::kStep;
-          b0 += amx::kTokenTileUnits, b1 += amx::kTokenTileUnits;
+          b += amx::kTokenTileUnits;
         }
       };
       if constexpr (W::in_place)
         run(w.first[0] + k0, w.first[1] + k0, w.stride, 0, direct_k / amx::kStep);
       run(staged, staged + amx::kRows * kStagedK, kStagedK, direct_k, staged_k / amx::kStep);
-      amx::store_sums<num_b>(at);
+      amx::store_sums<num_x>(at);
     };
-    int t = 0;
-    for (; t + 1 < num_tiles; t += 2) pass(Int<2>{}, t);
-    if (t < num_tiles) pass(Int<1>{}, t);
+    for (int t = 0, left = passes; left > 0; --left) {  // as even as possible: 3 + 2 and 2 + 2 rather than 3 + 1
+      const int tiles = int(ceil_div(num_tiles - t, left));
+      if (tiles == 3) pass(Int<3>{}, t);
+      else if (tiles == 2) pass(Int<2>{}, t);
+      else pass(Int<1>{}, t);
+      t += tiles;
+    }
     k0 += num_k;
   }
 }

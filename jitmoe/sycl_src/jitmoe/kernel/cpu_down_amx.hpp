@@ -131,15 +131,27 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
                          : to_float<Config::weights_dtype>(
                                topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
       }
+      // The tokens that are multiplied next, spread over this block's steps.
+      const bool more_blocks = done + num_tokens < group.tokens;
+      const bool more_groups = group_idx + 1 < routing.num_groups;
+      Lines soon;
+      if (more_blocks || more_groups) {
+        const Group& next = routing.groups[more_blocks ? group_idx : group_idx + 1];
+        const int from = more_blocks ? done + num_tokens : 0;
+        const int count = next.tokens - from < kBlockTokens ? next.tokens - from : kBlockTokens;
+        soon = Lines::dense(static_cast<const uint32*>(args.inter) + (next.slot + from) * inter_units,
+                            4 * align_up(count, amx::kTokens) * inter_units);
+      }
+      const int lines_per_step = int(ceil_div(soon.count(), ceil_div(columns, 2 * amx::kRows)));
       for (int32 n = 0; n < columns; n += 2 * amx::kRows) {
         // GEMM.
-        const bool more_blocks = done + num_tokens < group.tokens;
         typename W::Rows next;
         bool has_next = true;
         if (n + 2 * amx::kRows < columns) next = rows_of(group.expert, n + 2 * amx::kRows);
         else if (more_blocks) next = rows_of(group.expert, 0);
-        else if (group_idx + 1 < routing.num_groups) next = rows_of(routing.groups[group_idx + 1].expert, 0);
+        else if (more_groups) next = rows_of(routing.groups[group_idx + 1].expert, 0);
         else has_next = false;
+        soon.fetch(lines_per_step);
         amx_form<W>(rows_of(group.expert, n), has_next ? &next : nullptr, tiles, inter_units * amx::kTokens, num_tiles,
                     inner, s->sums, s->staged);
         // Epilogue.
