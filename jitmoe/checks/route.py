@@ -11,6 +11,7 @@ from jitmoe.tensors import torch_dtypes
 
 SEED = 20260101
 TOLERANCE = 1e-5  # relative, of a weight: some 100 ulp of float32
+SMALL = 1e-30  # weights below count as this large
 
 
 def inputs(problem: RoutingProblem) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def inputs(problem: RoutingProblem) -> dict[str, Any]:
     logits = (steps - 128).float() / 64
     if m > 3:
         logits[1] = torch.randint(0, 3, (e,), generator=generator).float()  # ties
-        logits[2] = 40.0 * logits[2]  # scores that round to 0 and 1
+        logits[2] = 16.0 * logits[2]  # sigmoids that round to 1; no score is a denormal, which a GPU may flush
         logits[3, torch.rand(e, generator=generator) < 0.5] = float("-inf")
     if problem.routing.scoring is Scoring.NONE:
         logits = logits.abs()  # weights, not logits
@@ -58,6 +59,6 @@ def judge(problem: RoutingProblem, inputs: Mapping[str, Any], results: Mapping[s
     found = results["topk_weights"]
     if not torch.equal(found.isnan(), weights.isnan()):
         return float("inf"), f"{int(found.isnan().sum())} weights are NaN instead of {int(weights.isnan().sum())}"
-    error = ((found - weights).abs() / weights.abs().clamp_min(torch.finfo(torch.float32).tiny)).nan_to_num(0.0)
+    error = ((found - weights).abs() / weights.abs().clamp_min(SMALL)).nan_to_num(0.0)
     largest = float(error.max()) if error.numel() else 0.0
     return largest, f"a weight's relative error {largest:.2e} exceeds {TOLERANCE:.0e}" if largest > TOLERANCE else ""

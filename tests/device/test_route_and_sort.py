@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +16,14 @@ from helpers.routing import Case, first_difference, run
 
 import jitmoe
 from jitmoe import reference, sorting
+from jitmoe.checks.activate import split
 from jitmoe.errors import ArgumentError
 from jitmoe.pipeline import Pipeline, default
 from jitmoe.plan import load_xe, sorting_cpu, sorting_xe
-from jitmoe.problem import DType
+from jitmoe.problem import DType, GateUp
 from jitmoe.routing import Routing
+from jitmoe.runtime import cpu
+from jitmoe.selfcheck import judge_floats
 
 DEEPSEEK = Routing(
     top_k=8, scoring="sigmoid", num_groups=8, topk_groups=4, group_score="top2_sum",
@@ -317,3 +324,28 @@ def test_a_new_temperature_costs_no_compilation(pipeline: Pipeline) -> None:
         specs.update(case.plan(xe_emulation.stream("bmg-g21")).specs)
         torch.testing.assert_close(case.run(pipeline, "cpu")[0], case.expected()[0], rtol=2e-6, atol=0.0)
     assert len(specs) == 1
+
+
+@pytest.mark.parametrize("target", ["corei7", "core-avx2"])
+def test_smaller_instruction_sets(target: str, shared_cache_dir: Path) -> None:
+    """Vectors of 4 and 8 lanes, in a process whose CPU device generates code for a lesser CPU."""
+    environment = {**os.environ, cpu.TARGET_VARIABLE: target, "JITMOE_CACHE_DIR": str(shared_cache_dir)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", "import test_route_and_sort as t; t.check_instruction_set()"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def check_instruction_set() -> None:
+    for name in ("deepseek v3", "odd groups", "sqrt_softplus"):
+        test_routes_like_its_twin(default(), name, "cpu")
+    gate = torch.randn(3, 134)
+    for layout in ("interleaved", "concatenated"):
+        gates, ups = split(gate.double(), None, GateUp(layout))
+        expected = reference.activate(gates, ups, "gelu")
+        assert not judge_floats(jitmoe.activate(gate, activation="gelu", layout=layout), expected, DType.FP32)[1]

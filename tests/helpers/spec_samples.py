@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator
 
 from helpers.builders import cpu_device, gpu_device, moe_problem
+from helpers.report import isa_report
 
 from jitmoe.device import CpuIsa, Device
 from jitmoe.errors import UnsupportedProblemError
@@ -69,6 +70,7 @@ def problems() -> Iterator[Problem]:
                 num_tokens=33,
                 base_alignment=64,
             )
+    yield from isa_report.around_problems()
 
 
 def specs_of(device: Device) -> tuple[KernelSpec, ...]:

@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import resource
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+from helpers.report import isa_report
 
 from jitmoe.builder import compile_request
 from jitmoe.compilers.ocloc import find_ocloc
@@ -21,20 +18,6 @@ from jitmoe.plan.xe_specs import XeSpec
 # The tightest of each kind of registers and instructions; tools/isa-report looks at all.
 GPUS = ["pvc", "ptl-h", "dg2", "mtl"]
 COMPILE_SECONDS = 0.7
-
-
-def _load_report() -> ModuleType:
-    if "isa_report" in sys.modules:
-        return sys.modules["isa_report"]
-    spec = importlib.util.spec_from_file_location("isa_report", Path(__file__).parents[2] / "tools" / "isa_report.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["isa_report"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-isa_report = _load_report()
 
 
 def all_specs() -> dict[XeSpec, list[str]]:
