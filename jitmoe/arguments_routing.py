@@ -154,13 +154,17 @@ def sort_problem(facts: Facts, num_experts: int, block_size: int) -> SortProblem
         _vector("expert_map", expert_map, (DType.INT32,), "[number of experts on all ranks]")
         num_global_experts = expert_map.shape[0]
     lengths = {}
-    for name, least in (("sorted_token_ids", longest), ("expert_ids", num_blocks), ("num_tokens_post_pad", 1)):
+    for name, argument, least in (
+        ("sorted_token_ids", "sorted_token_ids", longest),
+        ("expert_ids", "experts_ids", num_blocks),  # as SGLang spells it
+        ("num_tokens_post_pad", "num_tokens_post_pad", 1),
+    ):
         info = facts[name]
         assert info is not None
-        _vector(name, info, (DType.INT32,), f"a 1-D tensor of at least {least}")
+        _vector(argument, info, (DType.INT32,), f"a 1-D tensor of at least {least}")
         if not least <= info.shape[0] <= MAX_PAIRS:
             raise ArgumentError(
-                argument=name,
+                argument=argument,
                 got=f"shape {shape_text(info)}",
                 expected=f"at least {least} for M * k = {num_tokens * top_k}, E = {num_experts}, block {block_size}",
             )

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dpctl
+import dpctl.memory
 import pytest
 import torch
 from helpers import xe_emulation
@@ -17,7 +19,7 @@ from helpers.routing import Case, first_difference, run
 import jitmoe
 from jitmoe import reference, sorting
 from jitmoe.checks.activate import split
-from jitmoe.errors import ArgumentError
+from jitmoe.errors import ArgumentError, LoadError
 from jitmoe.pipeline import Pipeline, default
 from jitmoe.plan import load_xe, sorting_cpu, sorting_xe
 from jitmoe.problem import DType, GateUp
@@ -286,7 +288,7 @@ SORT_ERRORS = [
     ({"block_size": 2**30}, "block_size"),
     ({"sorted_token_ids": torch.zeros(3, dtype=torch.int32)}, "sorted_token_ids"),
     ({"sorted_token_ids": torch.zeros(99, dtype=torch.int64)}, "sorted_token_ids"),
-    ({"experts_ids": torch.zeros(1, dtype=torch.int32)}, "expert_ids"),
+    ({"experts_ids": torch.zeros(1, dtype=torch.int32)}, "experts_ids"),
     ({"num_tokens_post_pad": torch.zeros(0, dtype=torch.int32)}, "num_tokens_post_pad"),
     ({"expert_map": torch.zeros(4, dtype=torch.int64)}, "expert_map"),
 ]
@@ -349,3 +351,59 @@ def check_instruction_set() -> None:
         gates, ups = split(gate.double(), None, GateUp(layout))
         expected = reference.activate(gates, ups, "gelu")
         assert not judge_floats(jitmoe.activate(gate, activation="gelu", layout=layout), expected, DType.FP32)[1]
+
+
+def test_without_kernels_the_reference_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JITMOE_STRICT", "0")
+
+    def refuse(*arguments: object) -> None:
+        raise LoadError(kernel="any", reason="a test")
+
+    monkeypatch.setattr(default(), "prepare", refuse)
+    x, routing = logits("random", 6, 40, torch.float32), Routing(top_k=3, num_shared_experts=1)
+    ids = sort_ids(30, 2, 5, torch.int32)
+    gate, up = torch.randn(3, 8), torch.randn(3, 8)
+    pairs = [
+        (jitmoe.route(x, routing, ids_dtype="int64"), reference.route(x, routing, ids_dtype="int64")),
+        (jitmoe.moe_align_block_size(ids, 5, 4), reference.moe_align_block_size(ids, 5, 4)),
+        (
+            jitmoe.moe_sorting(ids, torch.ones(30, 2), 5, 7, "bf16", 4),
+            reference.moe_sorting(ids, torch.ones(30, 2), 5, 7, torch.bfloat16, 4),
+        ),
+        (tuple(jitmoe.expert_load(ids, 5)), reference.expert_load(ids, 5)),
+        ((jitmoe.activate(gate, up, "gelu"),), (reference.activate(gate, up, "gelu"),)),
+    ]
+    for found, expected in pairs:
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_weights_have_gradients_where_logits_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JITMOE_STRICT", "0")
+    x = logits("random", 6, 10, torch.float32).requires_grad_()
+    weights, ids = jitmoe.route(x, Routing(top_k=2))
+    weights.sum().backward()
+    wanted = x.detach().clone().requires_grad_()
+    torch.softmax(wanted, dim=-1).gather(1, ids.long()).sum().backward()
+    torch.testing.assert_close(x.grad, wanted.grad)
+
+
+def test_usm_arrays() -> None:
+    cpu.default_queue()  # registers the CPU runtime
+    queue = dpctl.SyclQueue("cpu", property=["in_order"])
+    x, routing = logits("random", 7, 24, torch.float32), Routing(top_k=3)
+    memory = dpctl.memory.MemoryUSMShared(x.numel() * 4, queue=queue)
+    memory.copy_from_host(x.numpy().view("u1").reshape(-1))
+    weights, ids = jitmoe.route(jitmoe.UsmArray(memory, x.shape, "fp32"), routing)
+    aligned = jitmoe.moe_align_block_size(ids, 24, 4)
+    load = jitmoe.expert_load(ids, 24)
+    queue.wait()
+
+    def host(array: jitmoe.UsmArray, kind: str) -> torch.Tensor:
+        return torch.from_numpy(array.memory.copy_to_host().view(kind).reshape(array.shape).copy())
+
+    expected = reference.route(x, routing)
+    torch.testing.assert_close(host(weights, "f4"), expected[0], rtol=2e-6, atol=0.0)
+    assert torch.equal(host(ids, "i4"), expected[1])
+    for found, wanted in zip(aligned, reference.moe_align_block_size(expected[1], 24, 4), strict=True):
+        assert torch.equal(host(found, "i4"), wanted)
+    assert torch.equal(host(load.counts, "i4"), reference.expert_load(expected[1], 24)[0])
