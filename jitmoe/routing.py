@@ -222,14 +222,23 @@ class RoutingProblem:
     def capacity(self) -> int | None:
         return self.routing.capacity(self.num_tokens, self.num_experts)
 
-    def resized(self, *, num_tokens: int) -> RoutingProblem:
-        """Returns the same kind of problem with another number of densely packed tokens."""
+    def small(self, *, num_tokens: int) -> RoutingProblem:
+        """Returns a problem for a self-check: densely packed, the same kernels, all numbers tame and with an effect."""
+        routing = dataclasses.replace(
+            self.routing,
+            renormalize_epsilon=0.125,
+            renormalize_min=0.25,
+            scaling_factor=2.5,
+            temperature=1.0 if self.routing.temperature == 1.0 else 1.5,
+            capacity_factor=None if self.routing.capacity_factor is None else 0.75,
+        )
         return dataclasses.replace(
             self,
             num_tokens=num_tokens,
+            routing=routing,
             logits_row_stride=self.num_experts,
-            weights_row_stride=self.routing.num_slots,
-            ids_row_stride=self.routing.num_slots,
+            weights_row_stride=routing.num_slots,
+            ids_row_stride=routing.num_slots,
         )
 
     def __str__(self) -> str:

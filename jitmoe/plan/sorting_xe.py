@@ -82,7 +82,9 @@ def choose(problem: SortProblem, device: Device) -> XeSortChoice:
 
 def launches(problem: SortProblem, device: Device, choice: XeSortChoice) -> Plan:
     """Returns the launches."""
-    num_ranges = range_count(max(problem.num_pairs, problem.zeroed_bytes // 64), device, choice.steps)
+    # Ranges are for the pairs; clearing and padding take some more work-items if they are much.
+    work = max(problem.num_pairs, problem.num_sorted // 16, problem.zeroed_bytes // 64)
+    num_ranges = range_count(work, device, choice.steps)
     return Plan(
         launches=tuple(range_launches(choice.steps, sort_scalars(problem, num_ranges), num_ranges)),
         buffers=(

@@ -79,4 +79,4 @@ def launches(problem: RoutingProblem, device: Device, choice: CpuTopKChoice) -> 
 
 def check_problem(problem: RoutingProblem, choice: CpuTopKChoice) -> RoutingProblem:
     """Returns a small problem for the same kernels."""
-    return problem.resized(num_tokens=2 * MIN_TOKENS_PER_ITEM + 5)
+    return problem.small(num_tokens=2 * MIN_TOKENS_PER_ITEM + 5)

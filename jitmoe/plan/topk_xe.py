@@ -74,4 +74,4 @@ def launches(problem: RoutingProblem, device: Device, choice: XeTopKChoice) -> P
 
 def check_problem(problem: RoutingProblem, choice: XeTopKChoice) -> RoutingProblem:
     """Returns a small problem for the same kernels."""
-    return problem.resized(num_tokens=37)
+    return problem.small(num_tokens=37)

@@ -338,19 +338,16 @@ def test_smaller_instruction_sets(target: str, shared_cache_dir: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,  # for a busy machine
     )
     assert done.returncode == 0, done.stderr
 
 
 def check_instruction_set() -> None:
-    for name in ("deepseek v3", "odd groups", "sqrt_softplus"):
-        test_routes_like_its_twin(default(), name, "cpu")
+    test_routes_like_its_twin(default(), "deepseek v3", "cpu")
     gate = torch.randn(3, 134)
-    for layout in ("interleaved", "concatenated"):
-        gates, ups = split(gate.double(), None, GateUp(layout))
-        expected = reference.activate(gates, ups, "gelu")
-        assert not judge_floats(jitmoe.activate(gate, activation="gelu", layout=layout), expected, DType.FP32)[1]
+    expected = reference.activate(*split(gate.double(), None, GateUp.INTERLEAVED), "gelu")
+    assert not judge_floats(jitmoe.activate(gate, activation="gelu", layout="interleaved"), expected, DType.FP32)[1]
 
 
 def test_without_kernels_the_reference_answers(monkeypatch: pytest.MonkeyPatch) -> None:
