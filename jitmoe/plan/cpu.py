@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitmoe.device import CpuIsa, Device
+from jitmoe.formats import Encoding, InputQuant, WeightFormat, WeightQuant
 from jitmoe.plan import features
-from jitmoe.plan.cpu_specs import CpuDownAmxSpec, CpuDownSpec, CpuGateUpAmxSpec, CpuGateUpSpec, RouteSerialSpec
+from jitmoe.plan.cpu_specs import (
+    CpuDownAmxSpec,
+    CpuDownSpec,
+    CpuGateUpAmxSpec,
+    CpuGateUpSpec,
+    CpuQuantDownSpec,
+    CpuQuantGateUpSpec,
+    RouteSerialSpec,
+)
 from jitmoe.plan.launch import Buffer, Launch, Plan
 from jitmoe.problem import DType, MoEProblem
 from jitmoe.spec import KernelSpec
@@ -28,6 +37,9 @@ AMX_TILE = 16  # tokens, or weight rows, of one tile
 AMX_STEP = 32  # elements of K that a tile row holds
 AMX_ROWS = 2 * AMX_TILE  # weight rows that are multiplied together
 AMX_ITEMS_PER_CORE = 8
+SUPPORTED = (*features.PLAIN, features.Feature.QUANTIZED_WEIGHTS)
+MAX_QUAD_BLOCK_K = 512  # kPanelUnits quads: sums of int8 products are corrected chunk by chunk
+ONE_BLOCK = 1 << 30  # rows per block where all share a scale
 PANEL_BYTES = 1 << 20  # token tiles of one work-item: half of an L2 cache of 2 MiB, beside the weights
 SUMS_BYTES = 1 << 20  # sums of one work-item, likewise
 
@@ -48,7 +60,7 @@ class CpuChoice:
 
 def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     """Returns kernels for the device's instruction set, and ranges that keep all cores busy."""
-    features.check(problem, features.PLAIN)
+    features.check(problem, SUPPORTED)
     isa = device.cpu_isa if device.cpu_isa is not None else CpuIsa.GENERIC
     few_pairs = problem.num_pairs <= FEW_PAIRS
     ids_dtype, has_expert_map = problem.topk_ids_dtype, problem.num_global_experts is not None
@@ -63,7 +75,8 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     first, second = _first_epilogue(problem), _second_epilogue(problem)
     cores = max(1, device.num_compute_units)
     groups = max_groups(problem)
-    if isa is CpuIsa.AMX_BF16 and problem.dtype is DType.BF16:
+    is_plain = problem.w1_quant is None and problem.w2_quant is None
+    if isa is CpuIsa.AMX_BF16 and problem.dtype is DType.BF16 and is_plain:
         items = AMX_ITEMS_PER_CORE * cores
         block_tokens = _amx_block_tokens(problem)
         down_columns = _amx_down_columns(problem, items)
@@ -97,27 +110,32 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
         )
     if isa is CpuIsa.AMX_BF16:  # tiles multiply bf16 only
         isa = CpuIsa.AVX512_BF16
+    if isa is CpuIsa.AVX512_BF16 and _has_odd_blocks(problem):  # a pair belongs to one block
+        isa = CpuIsa.AVX512
+    first_gemm, second_gemm = _first_gemm(problem, isa), _second_gemm(problem, isa)
     wanted_items = ITEMS_PER_CORE * cores
     gate_up_rows = _range_size(problem.intermediate_size, max(1, wanted_items // groups), MAX_GATE_UP_ROWS)
     down_columns = _range_size(problem.hidden_size, wanted_items, MAX_DOWN_COLUMNS)
     return CpuChoice(
         route=route,
-        gate_up=CpuGateUpSpec(
+        gate_up=(CpuGateUpSpec if is_plain else CpuQuantGateUpSpec)(
             isa=isa,
             dtype=problem.dtype,
             w1_layout=problem.w1_layout,
             w2_layout=problem.w2_layout,
             few_pairs=few_pairs,
             **first,
+            **first_gemm,
             ids_dtype=ids_dtype,
             has_expert_map=has_expert_map,
         ),
-        down=CpuDownSpec(
+        down=(CpuDownSpec if is_plain else CpuQuantDownSpec)(
             isa=isa,
             dtype=problem.dtype,
             w2_layout=problem.w2_layout,
             few_pairs=few_pairs,
             **second,
+            **second_gemm,
             ids_dtype=ids_dtype,
             has_expert_map=has_expert_map,
         ),
@@ -131,6 +149,81 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             f"down: ranges of {down_columns} of {problem.hidden_size} columns",
         ),
     )
+
+
+def _has_odd_blocks(problem: MoEProblem) -> bool:
+    sizes = [quant.format.block_k for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
+    return any(size % 2 for size in (*sizes, problem.input_block_k))
+
+
+def _gemm(problem: MoEProblem, isa: CpuIsa, quant: WeightQuant | None, plain_dtype: DType) -> dict[str, Any]:
+    """Returns how one GEMM multiplies: the dtype of its inputs, and the blocks of K whose sums are scaled."""
+    form = None if quant is None else quant.format
+    x_dtype = plain_dtype
+    scale_block_k = 0 if form is None else form.block_k
+    block_k = math.gcd(scale_block_k, problem.input_block_k)
+    if problem.input_quant is not None:  # every quantized input is exact in bf16
+        x_dtype = DType.BF16 if isa is CpuIsa.AVX512_BF16 else DType.FP32
+        quad_block_k = _quad_block_k(block_k)
+        both_int8 = problem.input_quant is InputQuant.INT8 and form is not None and form.encoding is Encoding.INT8
+        if isa is CpuIsa.AVX512_BF16 and both_int8 and quad_block_k:
+            x_dtype, block_k = DType.INT8, quad_block_k
+    if block_k == 0 and form is not None and form.has_zero_point:  # zero points are taken care of in blocks
+        block_k = MAX_QUAD_BLOCK_K
+    some = form or WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=0, block_k=0)
+    return {
+        "x_dtype": x_dtype,
+        "x_scaled": problem.input_quant is not None,
+        "quantized": form is not None,
+        "encoding": some.encoding,
+        "scale_dtype": some.scale_dtype,
+        "has_zero_point": some.has_zero_point,
+        "block_k": block_k,
+        "scale_block_k": scale_block_k,
+        "input_block_k": problem.input_block_k,
+    }
+
+
+def _quad_block_k(block_k: int) -> int:
+    """Returns the largest part of a block that int8 products are summed over, 0 if there is none."""
+    if block_k == 0:
+        return MAX_QUAD_BLOCK_K
+    return max((size for size in range(4, MAX_QUAD_BLOCK_K + 1, 4) if block_k % size == 0), default=0)
+
+
+def _first_gemm(problem: MoEProblem, isa: CpuIsa) -> dict[str, Any]:
+    has_order = problem.w1_quant is not None and problem.w1_quant.format.has_k_order
+    is_quantized = problem.input_quant is not None
+    return {
+        **_gemm(problem, isa, problem.w1_quant, problem.dtype),
+        "x_prepared": is_quantized or has_order,
+        "x_by_slot": has_order or (is_quantized and problem.a1_scale_stride == 1),
+        "inter_dtype": DType.FP32 if is_quantized else problem.dtype,
+        "inter_is_rows": is_quantized,
+    }
+
+
+def _second_gemm(problem: MoEProblem, isa: CpuIsa) -> dict[str, Any]:
+    pairs = problem.dtype is DType.BF16 and isa is CpuIsa.AVX512_BF16  # else the intermediate is floats
+    plain_dtype = DType.BF16 if pairs else DType.FP32
+    return {
+        **_gemm(problem, isa, problem.w2_quant, plain_dtype),
+        "x_prepared": problem.input_quant is not None,
+    }
+
+
+def _quant_scalars(w: str, quant: WeightQuant | None) -> dict[str, int]:
+    if quant is None:
+        quant = WeightQuant(WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=0, block_k=0), 0, 0, 0)
+    return {
+        f"{w}_scale_expert_stride": quant.scale_expert_stride,
+        f"{w}_scale_n_stride": quant.scale_n_stride,
+        f"{w}_scale_k_stride": quant.scale_k_stride,
+        f"{w}_zero_expert_stride": quant.zero_expert_stride,
+        f"{w}_zero_n_stride": quant.zero_n_stride,
+        f"{w}_zero_k_stride": quant.zero_k_stride,
+        f"{w}_block_n": quant.format.block_n or ONE_BLOCK,
+    }
 
 
 def _bias(dtype: DType | None) -> dict[str, Any]:
@@ -222,6 +315,10 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
         "topk_ids_row_stride": problem.topk_ids_row_stride,
         "topk_weights_row_stride": problem.topk_weights_row_stride,
         "out_row_stride": problem.out_row_stride,
+        **_quant_scalars("w1", problem.w1_quant),
+        **_quant_scalars("w2", problem.w2_quant),
+        "x_rows_stride": 0,
+        "y_rows_stride": 0,
         "swiglu_alpha": problem.swiglu_alpha,
         "swiglu_limit": math.inf if problem.swiglu_limit is None else problem.swiglu_limit,
     }
@@ -238,6 +335,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
             Buffer("groups", GROUP_BYTES * (1 + groups)),
             Buffer("panels", gate_up_items * choice.block_tokens * _panel_row_bytes(problem)),
             Buffer("inter", slots * inter_row_bytes),
+            *(Buffer(f"{x}_{part}", 0) for x in "xy" for part in ("rows", "scale", "correction")),
             Buffer("sums", 4 * problem.num_tokens * down_ranges * choice.down_columns),
         ),
         decisions=choice.decisions,
@@ -246,10 +344,12 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
 
 def check_problem(problem: MoEProblem, choice: CpuChoice) -> MoEProblem:
     """Returns a problem with full, partial and tiny blocks, and tails in every dimension."""
+    quants = [quant for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
+    even = 1 if any(quant.format.bits == 4 for quant in quants) else 0  # two codes share a byte
     return problem.resized(
         num_tokens=29 if choice.route is None else 89,
-        hidden_size=choice.down_columns + 83,
-        intermediate_size=choice.gate_up_rows + 37,
+        hidden_size=choice.down_columns + 83 + even,
+        intermediate_size=choice.gate_up_rows + 37 + even,
         num_experts=3,
         top_k=2,
     )

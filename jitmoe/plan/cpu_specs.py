@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jitmoe.device import CpuIsa
+from jitmoe.formats import Encoding
 from jitmoe.problem import Activation, DType, GateUp, Layout
 from jitmoe.spec import Argument, KernelSpec, arguments
 
@@ -30,7 +31,25 @@ class RouteSerialSpec(KernelSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpuGateUpSpec(KernelSpec):
+class CpuGemmSpec(KernelSpec):
+    """What both GEMMs' kernels have: how weights and inputs are read and scaled (``cpu/scales.hpp``)."""
+
+    isa: CpuIsa
+    dtype: DType  # of the caller's tensors
+    x_dtype: DType  # of the GEMM's input rows: decides how it multiplies
+    x_prepared: bool  # rows made by cpu_rows
+    x_scaled: bool  # and quantized
+    quantized: bool  # the weights; the next five are looked at if they are
+    encoding: Encoding
+    scale_dtype: DType
+    has_zero_point: bool
+    block_k: int  # elements of K whose sums are scaled together; 0: all
+    scale_block_k: int  # elements of K that share a weight scale; 0: all
+    input_block_k: int  # elements of K that share an input scale; 0: all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuGateUpSpec(CpuGemmSpec):
     """First GEMM and activation."""
 
     KERNEL: ClassVar[str] = "cpu_gate_up"
@@ -44,8 +63,9 @@ class CpuGateUpSpec(KernelSpec):
         "int64 topk_weights_row_stride, float32 swiglu_alpha, float32 swiglu_limit"
     )
 
-    isa: CpuIsa
-    dtype: DType
+    x_by_slot: bool  # prepared rows differ by expert: one per pair instead of one per token
+    inter_dtype: DType
+    inter_is_rows: bool  # the second GEMM's inputs are made of fp32 rows
     w1_layout: Layout
     w2_layout: Layout  # decides how the intermediate is laid out
     activation: Activation
@@ -59,8 +79,23 @@ class CpuGateUpSpec(KernelSpec):
     has_expert_map: bool
 
 
+def _quant_arguments(w: str, x: str) -> tuple[Argument, ...]:
+    return arguments(
+        f"in {w}_scale, in {w}_zero_point, in {x}_rows, in {x}_scale, in {x}_correction, int64 {x}_rows_stride,"
+        f"int64 {w}_scale_expert_stride, int64 {w}_scale_n_stride, int64 {w}_scale_k_stride,"
+        f"int64 {w}_zero_expert_stride, int64 {w}_zero_n_stride, int64 {w}_zero_k_stride, int32 {w}_block_n"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpuDownSpec(KernelSpec):
+class CpuQuantGateUpSpec(CpuGateUpSpec):
+    """The same with quantized weights or prepared rows; a class of its own as each argument costs time per launch."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuGateUpSpec.ARGUMENTS + _quant_arguments("w1", "x")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuDownSpec(CpuGemmSpec):
     """Second GEMM, routing weights and the sum over experts."""
 
     KERNEL: ClassVar[str] = "cpu_down"
@@ -72,8 +107,6 @@ class CpuDownSpec(KernelSpec):
         "int64 out_row_stride"
     )
 
-    isa: CpuIsa
-    dtype: DType
     w2_layout: Layout
     weights_dtype: DType  # looked at unless weight_on_input
     weight_on_input: bool
@@ -82,6 +115,13 @@ class CpuDownSpec(KernelSpec):
     few_pairs: bool
     ids_dtype: DType
     has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuQuantDownSpec(CpuDownSpec):
+    """The same with quantized weights or prepared rows."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownSpec.ARGUMENTS + _quant_arguments("w2", "y")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

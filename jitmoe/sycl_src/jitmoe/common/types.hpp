@@ -50,6 +50,8 @@ template <> struct Element<DType::fp32> { using type = float; };
 template <> struct Element<DType::fp64> { using type = double; };
 template <> struct Element<DType::int32> { using type = int32; };
 template <> struct Element<DType::int64> { using type = int64; };
+template <> struct Element<DType::int8> { using type = int8; };
+template <> struct Element<DType::e8m0> { using type = uint8; };
 template <DType dtype> using element_t = typename Element<dtype>::type;
 
 template <class To, class From> inline To bit_cast(From from) {
@@ -69,9 +71,15 @@ inline uint16 float_to_bf16(float value) {
 inline float fp16_to_float(uint16 bits) { return float(bit_cast<_Float16>(bits)); }
 inline uint16 float_to_fp16(float value) { return bit_cast<uint16>(_Float16(value)); }
 
+// 2^(bits - 127), 255 is NaN; the smallest one is subnormal.
+inline float e8m0_to_float(uint8 bits) {
+  return bit_cast<float>(bits == 0 ? 0x00400000u : bits == 255 ? 0x7fc00000u : uint32(bits) << 23);
+}
+
 template <DType dtype> inline float to_float(element_t<dtype> value) {
   if constexpr (dtype == DType::bf16) return bf16_to_float(value);
   else if constexpr (dtype == DType::fp16) return fp16_to_float(value);
+  else if constexpr (dtype == DType::e8m0) return e8m0_to_float(value);
   else return float(value);
 }
 
@@ -80,6 +88,9 @@ template <DType dtype> inline element_t<dtype> from_float(float value) {
   else if constexpr (dtype == DType::fp16) return float_to_fp16(value);
   else return element_t<dtype>(value);
 }
+
+template <bool first, class A, class B> struct Conditional { using type = A; };
+template <class A, class B> struct Conditional<false, A, B> { using type = B; };
 
 // A compile-time number as a function argument.
 template <int number> struct Int { static constexpr int value = number; };

@@ -56,10 +56,6 @@ template <class S> inline int64 inter_units(int64 intermediate_size) {
   return align_up(ceil_div(intermediate_size, S::k_per_unit), 16);
 }
 
-// How the intermediate's units are multiplied: bf16 pairs, or floats that were rounded to the activation dtype.
-template <CpuIsa isa, DType dtype>
-using InterSimd = Simd<isa, Simd<isa, dtype>::pairs ? DType::bf16 : DType::fp32>;
-
 // Where ids come from, and how many.
 struct RoutingArgs {
   const void* topk_ids;

@@ -2,10 +2,14 @@
 // Vectors of one CPU instruction set, and the two multiply-adds that the CPU kernels are made of.
 //
 // A "unit" is what one vector lane holds of an operand: a pair of bf16 (k, k+1) in one dword where the CPU has
-// vdpbf16ps, one float otherwise. `Simd<isa, dtype>` says which; everything above works on units.
+// vdpbf16ps, four int8 where it has vpdpbusd, one float otherwise. `Simd<isa, dtype>` says which; everything above works
+// on units.
 //
 //   lanes        floats per register: 16 (AVX-512), 8 (AVX2), 4 (any x86-64)
-//   k_per_unit   elements of K in one unit: 2 or 1
+//   k_per_unit   elements of K in one unit: 4, 2 or 1
+//
+// vpdpbusd multiplies unsigned by signed bytes: weights are stored + 128 then (codes.hpp), and sums begin at
+// -128 * sum of the token's bytes.
 //
 // Unaligned loads go through memcpy, so tensors need only their element's alignment. SPIR-V vectors have at most 16
 // elements, which is why a register of 32 bf16 is written as 16 dwords.
@@ -36,6 +40,9 @@ inline void prefetch(const void* address) {
 
 constexpr int simd_lanes(CpuIsa isa) { return isa == CpuIsa::generic ? 4 : isa == CpuIsa::avx2 ? 8 : 16; }
 constexpr bool has_bf16_dot(CpuIsa isa) { return isa == CpuIsa::avx512_bf16 || isa == CpuIsa::amx_bf16; }
+
+// Every CPU with avx512_bf16 has avx512_vnni.
+constexpr bool has_int8_dot(CpuIsa isa) { return has_bf16_dot(isa); }
 
 // lanes floats from lanes stored elements.
 template <DType dtype, int lanes> inline Vec<float, lanes> load_floats(const element_t<dtype>* from) {
@@ -96,6 +103,15 @@ inline void dot_bf16(Vec<float, 16>& acc, Vec<uint32, 16> a, Vec<uint32, 16> b) 
 #endif
 }
 
+// acc[l] += sum over i < 4 of a[l].byte i (signed) * b[l].byte i (unsigned) for 16 dwords (VPDPBUSD), exact.
+inline void dot_int8(Vec<int32, 16>& acc, Vec<uint32, 16> a, Vec<uint32, 16> b) {
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpdpbusd %2, %3, %0" : "=v"(acc) : "0"(acc), "v"(a), "v"(b));
+#else
+  (void)acc, (void)a, (void)b;
+#endif
+}
+
 // to[i] = from[i] for i < count, zero for the rest of num. Not inlined: tails are rare, and unrolled copies of this in
 // every load would triple the time that the driver takes to build a kernel.
 template <class T> [[gnu::noinline]] void copy_tail(const T* from, int64 count, T* to, int num) {
@@ -109,7 +125,10 @@ template <CpuIsa isa_, DType dtype_> struct Simd {
   static constexpr DType dtype = dtype_;
   static constexpr int lanes = simd_lanes(isa);
   static constexpr bool pairs = dtype == DType::bf16 && has_bf16_dot(isa);
-  static constexpr int k_per_unit = pairs ? 2 : 1;
+  static constexpr bool quads = dtype == DType::int8;
+  static_assert(!quads || has_int8_dot(isa), "int8 elements need vpdpbusd");
+  static constexpr int k_per_unit = quads ? 4 : pairs ? 2 : 1;
+  static constexpr int step = lanes * k_per_unit;  // elements of K in one vector
   // Whether a unit is stored in memory as it is used, so that weights need no conversion.
   static constexpr bool direct = pairs || dtype == DType::fp32;
 
@@ -117,15 +136,18 @@ template <CpuIsa isa_, DType dtype_> struct Simd {
   using unit = uint32;  // bits of a bf16 pair, or of a float
   using floats = Vec<float, lanes>;
   using units = Vec<uint32, lanes>;
+  using sums = Vec<typename Conditional<quads, int32, float>::type, lanes>;
 
-  static void accumulate(floats& acc, units a, units b) {
-    if constexpr (pairs) dot_bf16(acc, a, b);
+  // a: tokens, b: weights.
+  static void accumulate(sums& acc, units a, units b) {
+    if constexpr (quads) dot_int8(acc, a, b);
+    else if constexpr (pairs) dot_bf16(acc, a, b);
     else acc = multiply_add<isa, lanes>(bit_cast<floats>(a), bit_cast<floats>(b), acc);
   }
 
   // lanes units from lanes * k_per_unit elements.
   static units load_whole(const element* from) {
-    if constexpr (pairs) return load<units>(from);
+    if constexpr (pairs || quads) return load<units>(from);
     else return bit_cast<units>(load_floats<dtype, lanes>(from));
   }
 
@@ -139,6 +161,11 @@ template <CpuIsa isa_, DType dtype_> struct Simd {
       from = tail;
     }
     return load_whole(from);
+  }
+
+  static floats to_floats(sums value) {
+    if constexpr (quads) return __builtin_convertvector(value, floats);
+    else return value;
   }
 
   // The unit u of such a row.

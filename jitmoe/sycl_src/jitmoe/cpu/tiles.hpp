@@ -7,137 +7,218 @@
 //                is one dword of the untouched tensor, broadcast. So weights are never repacked.
 //   columns form W [K][N] (n dense): lanes run along N, token units are broadcast.
 //
+// Rows and lanes form take weights of any format (codes.hpp) and work block by block of K where blocks have scales
+// (scales.hpp): the sums of a block are multiplied by them and added to the result.
+//
 // Rows and lanes form ask for the weights of the next tile while they compute one: a row is too short, and rows are
 // too far apart, for the hardware to see the pattern in time.
 //
 // Letters: t token of the block, n weight row, k element of K, u unit of K (see simd.hpp), P padded tokens.
 #pragma once
 
-#include <jitmoe/cpu/simd.hpp>
+#include <jitmoe/cpu/scales.hpp>
 
 namespace jitmoe::cpu {
 
-template <class S> struct TileShape {
+template <class S, bool blocked = false> struct TileShape {
   static constexpr bool many_registers = simd_lanes(S::isa) == 16;  // 32 instead of 16 vector registers
   static constexpr int lanes_form_rows = 6;                         // weight rows per tile
   static constexpr int lanes_form_vectors = many_registers ? 4 : 2;  // token vectors per tile
-  static constexpr int rows_form_rows = many_registers ? 4 : 2;
+  static constexpr int rows_form_rows = many_registers ? 4 : 2;  // for one token
   static constexpr int rows_form_tokens = 4;
+  static constexpr int rows_form_shared_rows = rows_form_rows / (blocked ? 2 : 1);  // sums of blocks need registers too
   static constexpr int columns_form_tokens = 6;
   static constexpr int columns_form_vectors = 2;
 };
 
-// Weights that are needed next, fetched line by line while others are multiplied.
+// Weights that are needed next, asked for in storage order while others are multiplied. Rows of row_bytes.
 struct Ahead {
-  const uint8* at;
-  int64 line_step;   // bytes from one line to the next of those fetched in one step
-  int64 group_step;  // bytes from one step's first line to the next step's
+  const uint8* row;
+  int64 row_bytes;
+  int64 stride;
+  int64 column = 0;
+
+  Ahead(const uint8* first, int64 bytes, int64 to_next)
+      : row(first), row_bytes(to_next == bytes ? int64(1) << 62 : bytes), stride(to_next) {}
+
+  template <int lines> void fetch() {
+#pragma unroll
+    for (int i = 0; i < lines; ++i) prefetch(row + column + 64 * i);
+    column += 64 * lines;
+    if (column >= row_bytes) {
+      row += stride;
+      column = 0;
+    }
+  }
 };
 
 template <int R, int N> struct RowsResult { Vec<float, N> token[R]; };
 
-// rows form: token[r][n] = sum over k of a[r][k] * w[n][k] for num_n <= N rows; missing rows repeat the last one.
-template <class W, class A, int R, int N>
-inline RowsResult<R, N> rows_tile(const typename W::element* w, int64 w_stride, int num_n, Ahead ahead,
-                                  const typename A::element* const (&a)[R], int64 k) {
-  using floats = typename W::floats;
-  floats acc[R * N];
-  const typename W::element* row[N];
-  const typename A::element* token[R];
+// rows form: token[r][n] = sum over k of a[r][k] * w[n][k] for num_n <= N rows; missing rows repeat the last one. The rows
+// are those of `blocks` from n0 on. Rows and tokens are addressed by bytes.
+template <class W, class A, int R, int N, class B>
+inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, int num_n, Ahead ahead, const B& blocks, int64 n0,
+                                  const uint8* const (&a)[R], const TokenScales (&scales)[R], int64 k) {
+  using S = typename W::S;
+  using floats = typename S::floats;
+  using sums = typename S::sums;
+  constexpr int step = S::step;
+  constexpr int lines = N * W::step_bytes < 64 ? 1 : N * W::step_bytes / 64;
+  const uint8* row[N];
+  const uint8* token[R];
+  uint8 w_tail[N][W::step_bytes];
+  uint8 a_tail[R][A::step_bytes];
+  const auto start_at = [&](int64 from) {
 #pragma unroll
-  for (int r = 0; r < R; ++r) token[r] = a[r];
+    for (int r = 0; r < R; ++r) token[r] = a[r] + from * A::bits / 8;
 #pragma unroll
-  for (int n = 0; n < N; ++n) row[n] = w + w_stride * (n < num_n ? n : num_n - 1);
+    for (int n = 0; n < N; ++n) row[n] = w + w_stride * (n < num_n ? n : num_n - 1) + from * W::bits / 8;
+  };
+  const auto multiply = [&](sums (&acc)[R * N], int64 from, int64 to, const uint32 (&zero)[N]) {
+    for (int64 at = from; at < to; at += step) {
+      if (at + step > to) {  // the last, partial step reads zero-padded copies
+        for (int n = 0; n < N; ++n) {
+          copy_tail(row[n], ceil_div((to - at) * W::bits, 8), w_tail[n], W::step_bytes);
+          row[n] = w_tail[n];
+        }
+        for (int r = 0; r < R; ++r) {
+          copy_tail(token[r], (to - at) * A::bits / 8, a_tail[r], A::step_bytes);
+          token[r] = a_tail[r];
+        }
+      }
+      ahead.template fetch<lines>();
+      typename S::units weights[N];
 #pragma unroll
-  for (int i = 0; i < R * N; ++i) acc[i] = floats(0.0f);
-  constexpr int step = W::lanes * W::k_per_unit;
-  typename W::element w_tail[N][step];
-  typename A::element a_tail[R][step];
-  for (int64 at = 0; at < k; at += step) {
-    if (at + step > k) {  // the last, partial step reads zero-padded copies
       for (int n = 0; n < N; ++n) {
-        copy_tail(row[n], k - at, w_tail[n], step);
-        row[n] = w_tail[n];
+        weights[n] = W::load(row[n], zero[n]);
+        row[n] += W::step_bytes;
       }
+#pragma unroll
       for (int r = 0; r < R; ++r) {
-        copy_tail(token[r], k - at, a_tail[r], step);
-        token[r] = a_tail[r];
+        const auto tokens = A::load(token[r], 0);
+        token[r] += A::step_bytes;
+#pragma unroll
+        for (int n = 0; n < N; ++n) S::accumulate(acc[r * N + n], tokens, weights[n]);
       }
     }
-    typename W::units weights[N];
+  };
+
+  floats result[R * N];
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      prefetch(ahead.at + n * ahead.line_step);
-      weights[n] = W::load_whole(row[n]);
-      row[n] += step;
-    }
-    ahead.at += ahead.group_step;
+  for (int i = 0; i < R * N; ++i) result[i] = floats(0.0f);
+  start_at(0);
+  if constexpr (B::block_k == 0) {
+    static_assert(!S::quads, "quads count in blocks");
+    multiply(result, 0, k, {});
+  } else {
+    constexpr int at_once = 32;  // blocks whose scales are read together
+    float scale[N][at_once];
+    uint32 zero[N][at_once];
+    const int64 num_blocks = ceil_div(k, B::block_k);
+    for (int64 b0 = 0; b0 < num_blocks; b0 += at_once) {
+      const int count = int(num_blocks - b0 < at_once ? num_blocks - b0 : at_once);
+      for (int n = 0; n < N; ++n)
+        blocks.template read<W>(n0 + (n < num_n ? n : num_n - 1), b0, count, scale[n], zero[n]);
+#pragma clang loop unroll(disable)
+      for (int i = 0; i < count; ++i) {
+        const int64 from = (b0 + i) * B::block_k;
+        const int64 to = from + B::block_k < k ? from + B::block_k : k;
+        if constexpr (B::block_k % step != 0) start_at(from);
+        sums acc[R * N];
+        uint32 zeros[N] = {};
+        float token_scale[R];
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const auto tokens = A::load_whole(token[r]);
-      token[r] += step;
+        for (int n = 0; n < N; ++n)
+          if constexpr (B::has_zero_point) zeros[n] = zero[n][i];
 #pragma unroll
-      for (int n = 0; n < N; ++n) W::accumulate(acc[r * N + n], tokens, weights[n]);
+        for (int r = 0; r < R; ++r) {
+          token_scale[r] = B::input_blocks ? scales[r].scale[B::input_index(b0 + i)] : 1.0f;
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+            acc[r * N + n] = sums(0);
+            if constexpr (S::quads) acc[r * N + n][0] = scales[r].correction[b0 + i];
+          }
+        }
+        multiply(acc, from, to, zeros);
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+            const floats scaled = floats(B::input_blocks ? scale[n][i] * token_scale[r] : scale[n][i]);
+            floats& sum = result[r * N + n];
+            sum = multiply_add<S::isa, S::lanes>(S::to_floats(acc[r * N + n]), scaled, sum);
+          }
+      }
     }
   }
   // Whole registers of accumulators are summed together.
-  constexpr int together = R * N < W::lanes ? R * N : W::lanes;
-  RowsResult<R, N> result;
+  constexpr int together = R * N < S::lanes ? R * N : S::lanes;
+  RowsResult<R, N> total;
 #pragma unroll
   for (int i = 0; i < R * N; i += together) {
-    const auto part = sum_lanes<W::lanes, together>(reinterpret_cast<floats(&)[together]>(acc[i]));
-    __builtin_memcpy(reinterpret_cast<float*>(&result) + i, &part, sizeof(part));
+    const auto part = sum_lanes<S::lanes, together>(reinterpret_cast<floats(&)[together]>(result[i]));
+    __builtin_memcpy(reinterpret_cast<float*>(&total) + i, &part, sizeof(part));
   }
-  return result;
+  return total;
 }
 
 // rows form over `num_matrices` matrices of num_n rows and num_tokens tokens: c[m][t * c_stride + n]. Weights that
 // several passes need stay in the cache. Two or three tokens waste a part of the tile, which costs nothing: memory
 // decides then.
-template <class W, class A, int num_matrices>
-inline void rows_form(const typename W::element* const (&w)[num_matrices], int64 w_stride, int num_n,
-                      const typename A::element* const* a, int num_tokens, int64 k, float* const (&c)[num_matrices],
-                      int c_stride) {
-  constexpr int N = TileShape<W>::rows_form_rows;
-  constexpr int T = TileShape<W>::rows_form_tokens;
-  constexpr int64 step_bytes = W::lanes * W::k_per_unit * int64(sizeof(typename W::element));
-  const bool dense = w_stride == k;  // then memory is read in storage order, which it is fastest at
-  const auto pass = [&](auto rows, int m, int t0, int n0) {
-    constexpr int R = decltype(rows)::value;
-    const typename A::element* tokens[R];
+template <class W, class A, class B, int num_matrices>
+inline void rows_form(const uint8* const (&w)[num_matrices], int64 w_stride, int num_n, const B (&blocks)[num_matrices],
+                      const uint8* const* a, const TokenScales* scales, int num_tokens, int64 k,
+                      float* const (&c)[num_matrices], int c_stride) {
+  using Shape = TileShape<typename W::S, B::block_k != 0>;
+  constexpr int T = Shape::rows_form_tokens;
+  const auto pass = [&](auto tokens_in_tile, auto rows_in_tile, int m, int t0, int n0) {
+    constexpr int R = decltype(tokens_in_tile)::value;
+    constexpr int N = decltype(rows_in_tile)::value;
+    const uint8* tokens[R];
+    TokenScales token_scales[R];
 #pragma unroll
-    for (int r = 0; r < R; ++r) tokens[r] = a[t0 + r < num_tokens ? t0 + r : num_tokens - 1];
+    for (int r = 0; r < R; ++r) {
+      const int t = t0 + r < num_tokens ? t0 + r : num_tokens - 1;
+      tokens[r] = a[t];
+      token_scales[r] = B::has_token_scales ? scales[t] : TokenScales{};
+    }
     // The next tile's weights, once: later passes over this tile ask for what they are reading anyway.
-    const auto* soon = reinterpret_cast<const uint8*>(w[m] + (t0 == 0 ? n0 + N : n0) * w_stride);
-    const Ahead ahead = dense ? Ahead{soon, step_bytes, N * step_bytes}
-                              : Ahead{soon, w_stride * int64(sizeof(typename W::element)), step_bytes};
-    const auto sums = rows_tile<W, A, R, N>(w[m] + n0 * w_stride, w_stride, num_n - n0, ahead, tokens, k);
+    const Ahead ahead(w[m] + (t0 == 0 ? n0 + N : n0) * w_stride, ceil_div(k * W::bits, 8), w_stride);
+    const auto sums = rows_tile<W, A, R, N, B>(w[m] + n0 * w_stride, w_stride, num_n - n0, ahead, blocks[m], n0, tokens,
+                                               token_scales, k);
     for (int r = 0; r < R && t0 + r < num_tokens; ++r) store(c[m] + (t0 + r) * c_stride + n0, sums.token[r]);
   };
-  for (int m = 0; m < num_matrices; ++m)
-    for (int n0 = 0; n0 < num_n; n0 += N) {
-      if (num_tokens == 1) {
-        pass(Int<1>{}, m, 0, n0);
-      } else {
-        for (int t0 = 0; t0 < num_tokens; t0 += T) pass(Int<T>{}, m, t0, n0);
-      }
+  for (int m = 0; m < num_matrices; ++m) {
+    if (num_tokens == 1) {
+      constexpr int N = Shape::rows_form_rows;
+      for (int n0 = 0; n0 < num_n; n0 += N) pass(Int<1>{}, Int<N>{}, m, 0, n0);
+    } else {
+      constexpr int N = Shape::rows_form_shared_rows;
+      for (int n0 = 0; n0 < num_n; n0 += N)
+        for (int t0 = 0; t0 < num_tokens; t0 += T) pass(Int<T>{}, Int<N>{}, m, t0, n0);
     }
+  }
 }
 
-// lanes form: c[n * c_stride + t] (+)= sum over u of panel[u][t] * w[n][u] for NR rows and TV vectors of tokens.
-// Rows are addressed by bytes: those of an odd K are only 2-byte aligned. Weights `ahead` bytes further are prefetched.
-template <class S, int NR, int TV>
+// lanes form: c[n * c_stride + t] (+)= sum over u of panel[u][t] * w[n][u] for NR rows and TV vectors of tokens, times the
+// scales if `scaled`. Rows are addressed by bytes: those of an odd K are only 2-byte aligned. Weights `ahead` bytes
+// further are prefetched.
+template <class S, bool scaled, int NR, int TV>
 inline void lanes_tile(const uint32* panel, int panel_stride, const uint8* const (&w)[NR], int64 ahead,
-                       int64 num_units, float* c, int c_stride, bool accumulate) {
+                       int64 num_units, LanesScales scales, float* c, int c_stride, bool accumulate) {
   using floats = typename S::floats;
+  using sums = typename S::sums;
   using units = typename S::units;
   constexpr int kLineUnits = 16;
-  floats acc[NR][TV];
+  sums acc[NR][TV];
 #pragma unroll
   for (int n = 0; n < NR; ++n)
 #pragma unroll
-    for (int v = 0; v < TV; ++v)
-      acc[n][v] = accumulate ? load<floats>(c + n * c_stride + v * S::lanes) : floats(0.0f);
+    for (int v = 0; v < TV; ++v) {
+      if constexpr (S::quads) acc[n][v] = load<sums>(scales.corrections + v * S::lanes);
+      else if constexpr (scaled) acc[n][v] = sums(0);
+      else acc[n][v] = accumulate ? load<floats>(c + n * c_stride + v * S::lanes) : floats(0.0f);
+    }
   for (int64 u = 0; u < num_units;) {
     if (ahead != 0)
 #pragma unroll
@@ -150,37 +231,52 @@ inline void lanes_tile(const uint32* panel, int panel_stride, const uint8* const
       for (int v = 0; v < TV; ++v) tokens[v] = load<units>(panel + u * panel_stride + v * S::lanes);
 #pragma unroll
       for (int n = 0; n < NR; ++n) {
-        const units weight = units(load<uint32>(w[n] + u * 4));
+        units weight = units(load<uint32>(w[n] + u * 4));
+        if constexpr (S::quads) weight ^= 0x80808080u;
 #pragma unroll
         for (int v = 0; v < TV; ++v) S::accumulate(acc[n][v], tokens[v], weight);
       }
     }
   }
 #pragma unroll
-  for (int n = 0; n < NR; ++n)
+  for (int v = 0; v < TV; ++v) {
+    const floats token_scale = scaled && scales.tokens ? load<floats>(scales.tokens + v * S::lanes) : floats(1.0f);
 #pragma unroll
-    for (int v = 0; v < TV; ++v) store(c + n * c_stride + v * S::lanes, acc[n][v]);
+    for (int n = 0; n < NR; ++n) {
+      float* const at = c + n * c_stride + v * S::lanes;
+      if constexpr (scaled) {
+        const floats before = accumulate ? load<floats>(at) : floats(0.0f);
+        store(at, multiply_add<S::isa, S::lanes>(S::to_floats(acc[n][v]), token_scale * scales.rows[n], before));
+      } else {
+        store(at, acc[n][v]);
+      }
+    }
+  }
 }
 
 // One group of NR weight rows against all token vectors of the panel. padded is a multiple of two vectors.
-template <class S, int NR>
+template <class S, bool scaled, int NR>
 inline void lanes_group(const uint32* panel, int padded, const uint8* const (&w)[NR], int64 ahead, int64 num_units,
-                        float* c, int c_stride, bool accumulate) {
+                        const LanesScales& scales, float* c, int c_stride, bool accumulate) {
   constexpr int TV = TileShape<S>::lanes_form_vectors;
-  for (int t = 0; t < padded;) {
+  int t = 0;
+  while (t < padded) {
+    const auto pass = [&](auto vectors) {
+      constexpr int V = decltype(vectors)::value;
+      const LanesScales here{scales.rows, scales.tokens ? scales.tokens + t : nullptr,
+                             scales.corrections ? scales.corrections + t : nullptr};
+      lanes_tile<S, scaled, NR, V>(panel + t, padded, w, ahead, num_units, here, c + t, c_stride, accumulate);
+      t += V * S::lanes;
+    };
     const int left = (padded - t) / S::lanes;
     if (left >= TV) {
-      lanes_tile<S, NR, TV>(panel + t, padded, w, ahead, num_units, c + t, c_stride, accumulate);
-      t += TV * S::lanes;
+      pass(Int<TV>{});
     } else if (left == 1) {
-      lanes_tile<S, NR, 1>(panel + t, padded, w, ahead, num_units, c + t, c_stride, accumulate);
-      t += S::lanes;
+      pass(Int<1>{});
     } else if (TV > 3 && left == 3) {
-      if constexpr (TV > 3) lanes_tile<S, NR, 3>(panel + t, padded, w, ahead, num_units, c + t, c_stride, accumulate);
-      t += 3 * S::lanes;
+      if constexpr (TV > 3) pass(Int<3>{});
     } else {
-      if constexpr (TV > 2) lanes_tile<S, NR, 2>(panel + t, padded, w, ahead, num_units, c + t, c_stride, accumulate);
-      t += 2 * S::lanes;
+      if constexpr (TV > 2) pass(Int<2>{});
     }
     ahead = 0;  // asked for already
   }
@@ -190,53 +286,72 @@ inline void lanes_group(const uint32* panel, int padded, const uint8* const (&w)
 // Computes whole groups of rows: c has room for num_n rounded up to lanes_form_rows, and what lies past num_n is
 // junk. `after` is the address of the weights that are needed next. `staged` has room for lanes_form_rows *
 // (num_units rounded up to lanes) units: weights go through it where they need conversion, and where K is odd and the
-// last pair is not all in memory.
-template <class S>
-[[gnu::noinline]] void lanes_form(const typename S::element* w, int64 w_stride, int num_n, const uint32* panel,
-                                  int padded, int64 k, int64 u0, int64 num_units, const void* after, float* c,
-                                  int c_stride, uint32* staged) {
+// last unit is not all in memory. With blocks, the units belong to one of them.
+template <class W, class B>
+[[gnu::noinline]] void lanes_form(const uint8* w, int64 w_stride, int num_n, const B& blocks, const uint32* panel,
+                                  int padded, int64 k, int64 u0, int64 num_units, const void* after,
+                                  LanesScales scales, float* c, int c_stride, uint32* staged) {
+  using S = typename W::S;
   constexpr int NR = TileShape<S>::lanes_form_rows;
-  const bool in_place = S::direct && (u0 + num_units) * S::k_per_unit <= k;
+  const bool in_place = (W::direct || S::quads) && (u0 + num_units) * S::k_per_unit <= k;
   const int64 stage_stride = align_up(num_units, S::lanes);
+  const int64 column = u0 * S::k_per_unit * W::bits / 8;
+  const int64 last = ceil_div(k * W::bits, 8) - column;  // bytes from there to the end of a row
   for (int n0 = 0; n0 < num_n; n0 += NR) {
-    const auto* first = reinterpret_cast<const uint8*>(w + n0 * w_stride + u0 * S::k_per_unit);
-    const int64 ahead = n0 + NR < num_n ? NR * w_stride * int64(sizeof(*w)) : (const uint8*)after - first;
+    const uint8* first = w + n0 * w_stride + column;
+    const int64 ahead = n0 + NR < num_n ? NR * w_stride : (const uint8*)after - first;
     const uint8* units[NR];
+    float row_scales[NR];
+    uint32 zeros[NR] = {};
 #pragma unroll
     for (int n = 0; n < NR; ++n) {
-      const auto* row = w + (n0 + n < num_n ? n0 + n : num_n - 1) * w_stride;
-      units[n] = reinterpret_cast<const uint8*>(row + u0 * S::k_per_unit);
+      const int there = n0 + n < num_n ? n0 + n : num_n - 1;
+      units[n] = w + there * w_stride + column;
+      if constexpr (B::block_k != 0)
+        blocks.template read<W>(there, u0 * S::k_per_unit / B::block_k, 1, row_scales + n, zeros + n);
     }
     if (!in_place) {
+#pragma clang loop unroll(disable)
       for (int n = 0; n < NR; ++n) {
-        const auto* row = w + (n0 + n < num_n ? n0 + n : num_n - 1) * w_stride;
+#pragma clang loop unroll(disable)
         for (int64 u = 0; u < num_units; u += S::lanes) {
-          prefetch(reinterpret_cast<const uint8*>(row + (u0 + u) * S::k_per_unit) + ahead);
-          store(staged + n * stage_stride + u, S::load_units(row, u0 + u, k));
+          const int64 at = u / S::lanes * W::step_bytes;
+          const uint8* from = units[n] + at;
+          uint8 tail[W::step_bytes];
+          prefetch(from + ahead);
+          if (at + W::step_bytes > last) {
+            copy_tail(from, last - at, tail, W::step_bytes);
+            from = tail;
+          }
+          auto converted = W::load(from, zeros[n]);
+          if constexpr (S::quads) converted ^= 0x80808080u;  // as in memory
+          store(staged + n * stage_stride + u, converted);
         }
         units[n] = reinterpret_cast<const uint8*>(staged + n * stage_stride);
       }
     }
-    lanes_group<S, NR>(panel, padded, units, in_place ? ahead : 0, num_units, c + n0 * c_stride, c_stride, u0 > 0);
+    scales.rows = row_scales;
+    lanes_group<S, B::block_k != 0, NR>(panel, padded, units, in_place ? ahead : 0, num_units, scales,
+                                        c + n0 * c_stride, c_stride, u0 > 0);
   }
 }
 
 // panel[u - u0][t] = unit u of token t for u in [u0, u0 + num_units), t < padded; `tokens` has `padded` entries.
-// The panel has room for num_units rounded up to lanes.
-template <class S>
-inline void pack_panel(const typename S::element* const* tokens, int padded, int64 k, int64 u0, int64 num_units,
-                       uint32* panel) {
-  constexpr int step = S::lanes * S::k_per_unit;
+// The panel has room for num_units rounded up to lanes. Byte is any type: tokens are rows of S's elements.
+template <class S, class Byte>
+inline void pack_panel(const Byte* const* tokens, int padded, int64 k, int64 u0, int64 num_units, uint32* panel) {
+  constexpr int step = S::step;
   typename S::element tails[S::lanes][step];
   for (int t0 = 0; t0 < padded; t0 += S::lanes)
     for (int64 u = 0; u < num_units; u += S::lanes) {
       const int64 at = (u0 + u) * S::k_per_unit;
       const bool whole = at + step <= k;
       typename S::units block[S::lanes];
+      const auto row = [&](int t) { return reinterpret_cast<const typename S::element*>(tokens[t0 + t]); };
       if (!whole)
-        for (int t = 0; t < S::lanes; ++t) copy_tail(tokens[t0 + t] + at, k - at, tails[t], step);
+        for (int t = 0; t < S::lanes; ++t) copy_tail(row(t) + at, k - at, tails[t], step);
 #pragma unroll
-      for (int t = 0; t < S::lanes; ++t) block[t] = S::load_whole(whole ? tokens[t0 + t] + at : tails[t]);
+      for (int t = 0; t < S::lanes; ++t) block[t] = S::load_whole(whole ? row(t) + at : tails[t]);
       transpose<S::lanes>(block);
 #pragma unroll
       for (int i = 0; i < S::lanes; ++i) store(panel + (u + i) * padded + t0, block[i]);
@@ -270,7 +385,7 @@ inline typename S::units load_columns(const typename S::element* w, int64 w_stri
 // columns form: c[t * c_stride + n] = sum over k of a[t][k] * w[k][n].
 template <class W, class A>
 inline void columns_form(const typename W::element* w, int64 w_stride, int num_n,
-                         const typename A::element* const* a, int num_tokens, int64 k, float* c, int c_stride) {
+                         const uint8* const* a, int num_tokens, int64 k, float* c, int c_stride) {
   using floats = typename W::floats;
   constexpr int V = TileShape<W>::columns_form_vectors;
   const int64 num_units = ceil_div(k, W::k_per_unit);
@@ -281,7 +396,7 @@ inline void columns_form(const typename W::element* w, int64 w_stride, int num_n
     const typename A::element* tokens[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      tokens[r] = a[t0 + r < num_tokens ? t0 + r : num_tokens - 1];
+      tokens[r] = reinterpret_cast<const typename A::element*>(a[t0 + r < num_tokens ? t0 + r : num_tokens - 1]);
 #pragma unroll
       for (int v = 0; v < V; ++v) acc[r][v] = floats(0.0f);
     }

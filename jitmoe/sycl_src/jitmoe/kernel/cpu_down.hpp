@@ -13,6 +13,10 @@
 // | tensor        | shape           | dtype             | layout, owner
 // | inter         | [slots][I]      | units             | workspace, layout of cpu/routing.hpp
 // | w2            | [E][H][I]       | dtype             | expert stride, w2_stride between rows (nk) or columns (kn)
+// |               | [E][H][bytes of I] | codes          | if quantized: strides in bytes (cpu/codes.hpp)
+// | w2_scale, w2_zero_point         | scale_dtype, uint8 | if quantized; [E][blocks of n][blocks of k]; caller's
+// | y_rows        | [slots][I]      | x_dtype           | read instead of inter if x_prepared; workspace, made by
+// | y_scale, y_correction           |                   | cpu_rows with the scales of quantized inputs
 // | w2_bias       | [E][H]          | bias_dtype        | dense; if has_bias; caller's
 // | topk_weights  | [M][k]          | weights_dtype     | row stride topk_weights_row_stride; caller's
 // | topk_ids, expert_map            |                   | read if few_pairs; caller's
@@ -21,7 +25,8 @@
 // | out           | [M][H]          | dtype             | row stride out_row_stride; caller's, may be hidden_states
 //
 // nd_range: (ranges of h_block columns), work-groups of 1 work-item. Local memory: one result tile, staged weights.
-// Numerics: fp32 accumulation; routing weight applied in fp32; rounded once to dtype.
+// Numerics: fp32 accumulation (int32 within a block if x_dtype is int8); scales multiply sums in fp32; routing weight
+// applied in fp32; rounded once to dtype.
 #pragma once
 
 #include <jitmoe/cpu/combine.hpp>
@@ -56,6 +61,20 @@ struct CpuDownArgs {
   int64 topk_ids_row_stride;
   int64 topk_weights_row_stride;
   int64 out_row_stride;
+  // Quantized weights and inputs only (cpu/scales.hpp).
+  const void* w2_scale = nullptr;
+  const void* w2_zero_point = nullptr;
+  const void* y_rows = nullptr;        // [rows][y_rows_stride] x_dtype
+  const void* y_scale = nullptr;       // [rows][blocks of input_block_k]
+  const void* y_correction = nullptr;  // [rows][blocks of block_k]
+  int64 y_rows_stride = 0;
+  int64 w2_scale_expert_stride = 0;
+  int64 w2_scale_n_stride = 0;
+  int64 w2_scale_k_stride = 0;
+  int64 w2_zero_expert_stride = 0;
+  int64 w2_zero_n_stride = 0;
+  int64 w2_zero_k_stride = 0;
+  int32 w2_block_n = 0;
 };
 
 namespace down {
@@ -67,7 +86,10 @@ constexpr int kPanelUnits = 128;  // units of K between two visits of the result
 
 struct Scratch {
   float tile[kMaxColumns * kMaxBlockTokens];
+  uint32 panel[kPanelUnits * kMaxBlockTokens];  // of y_rows
   uint32 staged[8 * kPanelUnits];
+  float block_scales[kMaxBlockTokens];
+  int32 block_corrections[kMaxBlockTokens];
   epilogue::Affine<kMaxColumns, kMaxBlockTokens> affine;
   FewPairs few;
 };
@@ -76,10 +98,13 @@ struct Scratch {
 
 template <class Config> inline void cpu_down(const CpuDownArgs& args) {
   using namespace down;
+  using G = Gemm<Config>;
+  using B = Blocks<Config>;
+  using X = typename G::Lanes;
   using S = Simd<Config::isa, Config::dtype>;
-  using A = InterSimd<Config::isa, Config::dtype>;
-  using element = typename S::element;
-  (void)Config::bias_dtype, (void)Config::weights_dtype;  // not always read
+  using Rows = typename G::Rows;
+  (void)Config::bias_dtype, (void)Config::weights_dtype;
+  (void)Config::scale_dtype, (void)Config::has_zero_point, (void)Config::x_scaled;  // not always read
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
@@ -88,8 +113,8 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
   const int32 left = args.hidden_size - h0;
   const int32 columns = left < args.h_block ? left : args.h_block;
   const int64 inner = args.intermediate_size;
-  const int64 num_units = ceil_div(inner, S::k_per_unit);
-  const int64 units_per_token = inter_units<S>(inner);
+  const int64 num_units = ceil_div(inner, X::k_per_unit);
+  const int64 units_per_token = inter_units<X>(inner);
   const Routing routing = find_routing<Config>(
       {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
        args.topk_ids_row_stride},
@@ -97,19 +122,39 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
 
   // Tensors.
   const auto* topk_weights = static_cast<const element_t<Config::weights_dtype>*>(args.topk_weights);
-  const auto* w_range = static_cast<const element*>(args.w2) + h0 * (Config::w2_layout == Layout::nk ? args.w2_stride : 1);
+  constexpr int64 element_bytes = Config::quantized ? 1 : num_bytes(Config::dtype);  // strides of codes count bytes
+  const int64 w_stride = args.w2_stride * element_bytes;
+  const int64 expert_bytes = args.w2_expert_stride * element_bytes;
+  const auto* w_range = static_cast<const uint8*>(args.w2) + h0 * (Config::w2_layout == Layout::nk ? w_stride : element_bytes);
   auto* sums = static_cast<float*>(args.sums) + int64(range) * args.num_tokens * args.h_block;
   const int64 num_sums = int64(args.num_tokens) * args.h_block;  // a multiple of 16
   for (int64 i = 0; i < num_sums; i += S::lanes) store(sums + i, typename S::floats(0.0f));
-  constexpr bool is_affine = Config::has_bias;
+  constexpr bool scales_rows = Config::quantized && B::block_k == 0;
+  constexpr bool scales_tokens = Config::x_scaled && !B::input_blocks;
+  constexpr bool is_affine = Config::has_bias || scales_rows || scales_tokens;
   if constexpr (is_affine) {
     epilogue::fill(1.0f, kMaxColumns, s->affine.row_scale);
+    epilogue::fill(0.0f, kMaxColumns, s->affine.bias);
     epilogue::fill(1.0f, kMaxBlockTokens, s->affine.token_scale);
   }
 
   for (int32 group_idx = 0; group_idx < routing.num_groups; ++group_idx) {
     const Group group = routing.groups[group_idx];
-    const auto* w = w_range + group.expert * args.w2_expert_stride;
+    const auto* w = w_range + group.expert * expert_bytes;
+    B blocks[1];
+    if constexpr (Config::quantized)
+      blocks[0].weights = {
+          static_cast<const element_t<Config::scale_dtype>*>(args.w2_scale) + group.expert * args.w2_scale_expert_stride,
+          static_cast<const uint8*>(args.w2_zero_point) + group.expert * args.w2_zero_expert_stride,
+          args.w2_scale_n_stride,
+          args.w2_scale_k_stride,
+          args.w2_zero_n_stride,
+          args.w2_zero_k_stride,
+          h0,
+          args.w2_block_n};
+    if constexpr (scales_rows)
+      for (int n = 0; n < columns; ++n)
+        blocks[0].template read<typename G::template Weights<X>>(n, 0, 1, s->affine.row_scale + n, nullptr);
     if constexpr (Config::has_bias)
       epilogue::copy_floats<Config::bias_dtype>(args.w2_bias, group.expert * int64(args.hidden_size) + h0, columns,
                                                 s->affine.bias);
@@ -119,6 +164,20 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
       const auto* inter = static_cast<const uint32*>(args.inter) + (group.slot + done) * units_per_token;
       int32 tokens[kMaxBlockTokens];
       float weights[kMaxBlockTokens];
+      const uint8* rows[kMaxBlockTokens];
+      TokenScales scales[kMaxBlockTokens];
+      const int padded = padded_tokens(num_tokens);
+      for (int t = 0; t < padded; ++t) {
+        const int t_there = t < num_tokens ? t : num_tokens - 1;
+        if constexpr (Config::x_prepared) {
+          const int64 row = group.slot + done + t_there;
+          rows[t] = static_cast<const uint8*>(args.y_rows) + row * args.y_rows_stride * num_bytes(Config::x_dtype);
+          scales[t] = token_scales<B>({args.y_scale, args.y_correction}, row, inner);
+          if constexpr (scales_tokens) s->affine.token_scale[t] = static_cast<const float*>(args.y_scale)[row];
+        } else {
+          rows[t] = reinterpret_cast<const uint8*>(inter + t_there * units_per_token);
+        }
+      }
       for (int t = 0; t < num_tokens; ++t) {
         tokens[t] = pairs[t] / args.top_k;
         weights[t] = Config::weight_on_input
@@ -129,30 +188,38 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
       done += num_tokens;
       // What is read next: the same range of the next group, or this one's again.
       const int32 next = group_idx + (done == group.tokens && group_idx + 1 < routing.num_groups ? 1 : 0);
-      const auto* w_next = w_range + routing.groups[next].expert * args.w2_expert_stride;
+      const auto* w_next = w_range + routing.groups[next].expert * expert_bytes;
 
       if (uses_lanes_form<Config, Config::w2_layout>(num_tokens)) {
         if constexpr (!Config::few_pairs && Config::w2_layout == Layout::nk) {
-          const int padded = padded_tokens(num_tokens);
-          for (int64 u0 = 0; u0 < num_units; u0 += kPanelUnits) {
-            const int64 units = num_units - u0 < kPanelUnits ? num_units - u0 : kPanelUnits;
-            const element* after = u0 + units < num_units ? w + (u0 + units) * S::k_per_unit : w_next;
-            lanes_form<S>(w, args.w2_stride, columns, inter + u0 * padded, padded, inner, u0, units, after, s->tile,
-                          padded, s->staged);
+          for (int64 u0 = 0; u0 < num_units;) {
+            const int64 units = chunk_units<X, B>(u0, num_units, kPanelUnits);
+            const uint32* panel = inter + u0 * padded;
+            LanesScales lanes_scales;
+            if constexpr (Config::x_prepared) {
+              pack_panel<X>(rows, padded, inner, u0, units, s->panel);
+              panel = s->panel;
+            }
+            if constexpr (B::has_token_scales)
+              lanes_scales = gather_scales<B>(scales, padded, u0 * X::k_per_unit / B::block_k, s->block_scales,
+                                              s->block_corrections);
+            const uint8* after = u0 + units < num_units ? w + (u0 + units) * X::k_per_unit * G::bits / 8 : w_next;
+            lanes_form<typename G::template Weights<X>>(w, w_stride, columns, blocks[0], panel, padded, inner, u0, units,
+                                                        after, lanes_scales, s->tile, padded, s->staged);
+            u0 += units;
           }
           if constexpr (is_affine) epilogue::affine_rows<S>(s->affine, 0, columns, 0, padded, s->tile);
           add_transposed<S>(s->tile, padded, columns, tokens, weights, num_tokens, sums, args.h_block);
         }
       } else {
-        const typename A::element* rows[kMaxBlockTokens];
-        for (int t = 0; t < num_tokens; ++t)
-          rows[t] = reinterpret_cast<const typename A::element*>(inter + t * units_per_token);
         if constexpr (Config::w2_layout == Layout::nk) {
-          const element* const matrices[1] = {w};
+          const uint8* const matrices[1] = {w};
           float* const tiles[1] = {s->tile};
-          rows_form<S, A, 1>(matrices, args.w2_stride, columns, rows, num_tokens, inner, tiles, args.h_block);
+          rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_stride, columns, blocks, rows, scales,
+                                                                        num_tokens, inner, tiles, args.h_block);
         } else {
-          columns_form<S, A>(w, args.w2_stride, columns, rows, num_tokens, inner, s->tile, args.h_block);
+          columns_form<S, X>(reinterpret_cast<const typename S::element*>(w), args.w2_stride, columns, rows, num_tokens,
+                             inner, s->tile, args.h_block);
         }
         if constexpr (is_affine) epilogue::affine_tokens<S>(s->affine, 0, num_tokens, columns, args.h_block, s->tile);
         add_rows<S>(s->tile, columns, tokens, weights, num_tokens, sums, args.h_block);
@@ -160,7 +227,7 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
     }
   }
 
-  store_sums<S>(sums, args.h_block, args.num_tokens, columns, static_cast<element*>(args.out) + h0,
+  store_sums<S>(sums, args.h_block, args.num_tokens, columns, static_cast<typename S::element*>(args.out) + h0,
                 args.out_row_stride);
 }
 

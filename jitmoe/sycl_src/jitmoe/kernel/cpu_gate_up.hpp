@@ -12,16 +12,22 @@
 // | w1            | [E][2I][H]           | dtype          | expert stride, and w1_stride between rows (nk) or between
 // |               |                      |                | columns of the dense dimension (kn); caller's
 // | w1_up         | [E][I][H]            | dtype          | strides of w1; if separate (w1 is [E][I][H] then); caller's
+// |               | [E][2I][bytes of H]  | codes          | if quantized: strides in bytes (cpu/codes.hpp)
+// | w1_scale, w1_zero_point              | scale_dtype, uint8 | if quantized; [E][blocks of n][blocks of k]; caller's
+// | x_rows        | [M or slots][H]      | x_dtype        | read instead of hidden_states if x_prepared; workspace, made
+// | x_scale, x_correction                |                | by cpu_rows with the scales of quantized inputs
 // | w1_bias       | [E][rows of w1, w1_up] | bias_dtype   | dense; if has_bias; caller's
 // | topk_weights  | [M][k]               | weights_dtype  | row stride; read if weight_on_input; caller's
 // | topk_ids, expert_map                 |                | read if few_pairs; caller's
 // | sorted_pairs, groups                 |                | read otherwise; workspace, from route_serial
-// | inter         | [slots][I]           | units          | workspace, layout of cpu/routing.hpp
+// | inter         | [slots][I]           | units          | workspace, layout of cpu/routing.hpp; rows of fp32 if
+// |               |                      |                | inter_is_rows (they will be quantized)
 //
 // nd_range: (max_groups * num_ranges), work-groups of 1 work-item; ranges of n_block rows of one group are neighbours,
 // so that a core's work-items are one stream of weights.
 // Local memory: two result tiles [kMaxRows][64] fp32, the token panel [kPanelUnits][64], staged weights.
-// Numerics: fp32 accumulation in a fixed order; activation and product in fp32; rounded once to dtype.
+// Numerics: fp32 accumulation in a fixed order (int32 within a block if x_dtype is int8); scales multiply sums in fp32;
+// activation and product in fp32; rounded once to dtype (not at all if inter_is_rows).
 #pragma once
 
 #include <jitmoe/cpu/halves.hpp>
@@ -60,6 +66,20 @@ struct CpuGateUpArgs {
   int64 topk_weights_row_stride;
   float swiglu_alpha;
   float swiglu_limit;  // infinity: none
+  // Quantized weights and inputs only (cpu/scales.hpp).
+  const void* w1_scale = nullptr;
+  const void* w1_zero_point = nullptr;
+  const void* x_rows = nullptr;        // [rows][x_rows_stride] x_dtype
+  const void* x_scale = nullptr;       // [rows][blocks of input_block_k]
+  const void* x_correction = nullptr;  // [rows][blocks of block_k]
+  int64 x_rows_stride = 0;
+  int64 w1_scale_expert_stride = 0;
+  int64 w1_scale_n_stride = 0;
+  int64 w1_scale_k_stride = 0;
+  int64 w1_zero_expert_stride = 0;
+  int64 w1_zero_n_stride = 0;
+  int64 w1_zero_k_stride = 0;
+  int32 w1_block_n = 0;
 };
 
 namespace gate_up {
@@ -73,6 +93,8 @@ struct Scratch {
   float tiles[2][kMaxRows * kMaxBlockTokens];  // gate and up; one tile of twice the rows if they are interleaved
   uint32 panel[kPanelUnits * kMaxBlockTokens];
   uint32 staged[8 * kPanelUnits];
+  float block_scales[kMaxBlockTokens];
+  int32 block_corrections[kMaxBlockTokens];
   epilogue::Affine<2 * kMaxRows, kMaxBlockTokens> affine;
   FewPairs few;
 };
@@ -157,10 +179,14 @@ inline void transpose_tile(const float* from, int num_rows, int from_stride, int
 
 template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
   using namespace gate_up;
-  using S = Simd<Config::isa, Config::dtype>;
+  using G = Gemm<Config>;
+  using B = Blocks<Config>;
+  using X = typename G::Lanes;
+  using S = Simd<Config::isa, Config::inter_dtype>;
   using H = Halves<Config::gate_up>;
-  using element = typename S::element;
-  (void)Config::bias_dtype, (void)Config::weights_dtype;  // not always read
+  using Rows = typename G::Rows;
+  (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::x_by_slot;
+  (void)Config::scale_dtype, (void)Config::has_zero_point, (void)Config::x_scaled;  // not always read
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
@@ -179,19 +205,39 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
   const int64 hidden = args.hidden_size;
 
   // Tensors.
-  const int64 to_row = Config::w1_layout == Layout::nk ? args.w1_stride : 1;
-  const element* matrices[H::matrices];
+  constexpr int64 element_bytes = Config::quantized ? 1 : num_bytes(Config::dtype);  // strides of codes count bytes
+  const int64 w_stride = args.w1_stride * element_bytes;
+  const int64 to_row = Config::w1_layout == Layout::nk ? w_stride : element_bytes;
+  const uint8* matrices[H::matrices];
   float* tiles[H::matrices];
+  B blocks[H::matrices];
   for (int m = 0; m < H::matrices; ++m) {
-    matrices[m] = H::template block<element>(args.w1, args.w1_up, group.expert * args.w1_expert_stride, to_row, m, i0,
-                                             args.intermediate_size);
+    matrices[m] = H::template block<uint8>(args.w1, args.w1_up, group.expert * args.w1_expert_stride * element_bytes,
+                                           to_row, m, i0, args.intermediate_size);
+    if constexpr (Config::quantized)
+      blocks[m].weights = {
+          static_cast<const element_t<Config::scale_dtype>*>(args.w1_scale) + group.expert * args.w1_scale_expert_stride,
+          static_cast<const uint8*>(args.w1_zero_point) + group.expert * args.w1_zero_expert_stride,
+          args.w1_scale_n_stride,
+          args.w1_scale_k_stride,
+          args.w1_zero_n_stride,
+          args.w1_zero_k_stride,
+          H::row(m, i0, args.intermediate_size),
+          args.w1_block_n};
     tiles[m] = s->tiles[m];
   }
-  constexpr bool is_affine = Config::has_bias || Config::weight_on_input;
+  constexpr bool scales_rows = Config::quantized && B::block_k == 0;
+  constexpr bool scales_tokens = Config::x_scaled && !B::input_blocks;
+  constexpr bool is_affine = Config::has_bias || Config::weight_on_input || scales_rows || scales_tokens;
   if constexpr (is_affine) {
     epilogue::fill(1.0f, 2 * kMaxRows, s->affine.row_scale);
     epilogue::fill(0.0f, 2 * kMaxRows, s->affine.bias);
     epilogue::fill(1.0f, kMaxBlockTokens, s->affine.token_scale);
+    if constexpr (scales_rows)
+      for (int m = 0; m < H::matrices; ++m)
+        for (int n = 0; n < matrix_rows; ++n)
+          blocks[m].template read<typename G::template Weights<X>>(n, 0, 1, s->affine.row_scale + m * kMaxRows + n,
+                                                                   nullptr);
     if constexpr (Config::has_bias)
       for (int m = 0; m < H::matrices; ++m)
         epilogue::copy_floats<Config::bias_dtype>(
@@ -208,41 +254,59 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
     const int row_stride = int(align_up(rows, 16));
     const int tile_stride = int(align_up(matrix_rows, 16));
     const int32* pairs = routing.pairs + group.first + done;
-    const element* tokens[kMaxBlockTokens];
+    const uint8* tokens[kMaxBlockTokens];
+    TokenScales scales[kMaxBlockTokens];
     for (int t = 0; t < padded; ++t) {  // padding repeats the last token: its results are never read
-      const int32 pair = pairs[t < num_tokens ? t : num_tokens - 1];
+      const int t_there = t < num_tokens ? t : num_tokens - 1;
+      const int32 pair = pairs[t_there];
       const int64 token = pair / args.top_k;
-      tokens[t] = static_cast<const element*>(args.hidden_states) + token * args.x_row_stride;
+      float scale = 1.0f;
+      if constexpr (Config::x_prepared) {
+        const int64 row = Config::x_by_slot ? group.slot + done + t_there : token;
+        tokens[t] = static_cast<const uint8*>(args.x_rows) + row * args.x_rows_stride * num_bytes(Config::x_dtype);
+        scales[t] = token_scales<B>({args.x_scale, args.x_correction}, row, hidden);
+        if constexpr (scales_tokens) scale = static_cast<const float*>(args.x_scale)[row];
+      } else {
+        tokens[t] = static_cast<const uint8*>(args.hidden_states) + token * args.x_row_stride * num_bytes(Config::dtype);
+      }
       if constexpr (Config::weight_on_input)
-        s->affine.token_scale[t] = to_float<Config::weights_dtype>(
+        scale *= to_float<Config::weights_dtype>(
             static_cast<const element_t<Config::weights_dtype>*>(
                 args.topk_weights)[token * args.topk_weights_row_stride + pair % args.top_k]);
+      if constexpr (is_affine) s->affine.token_scale[t] = scale;
     }
 
     // GEMM: each matrix as [its rows][padded] (lanes form) or [tokens][tile_stride].
     const bool lanes_are_tokens = uses_lanes_form<Config, Config::w1_layout>(num_tokens);
     if constexpr (Config::w1_layout == Layout::kn) {
       for (int m = 0; m < H::matrices; ++m)
-        columns_form<S, S>(matrices[m], args.w1_stride, matrix_rows, tokens, num_tokens, hidden, tiles[m], tile_stride);
+        columns_form<X, X>(reinterpret_cast<const typename X::element*>(matrices[m]), args.w1_stride, matrix_rows, tokens,
+                           num_tokens, hidden, tiles[m], tile_stride);
     } else {
       if constexpr (!Config::few_pairs)
         if (lanes_are_tokens) {
-          const int64 num_units = ceil_div(hidden, S::k_per_unit);
-          for (int64 u0 = 0; u0 < num_units; u0 += kPanelUnits) {
-            const int64 units = num_units - u0 < kPanelUnits ? num_units - u0 : kPanelUnits;
-            pack_panel<S>(tokens, padded, hidden, u0, units, s->panel);
+          const int64 num_units = ceil_div(hidden, X::k_per_unit);
+          for (int64 u0 = 0; u0 < num_units;) {
+            const int64 units = chunk_units<X, B>(u0, num_units, kPanelUnits);
+            LanesScales lanes_scales;
+            if constexpr (B::has_token_scales)
+              lanes_scales = gather_scales<B>(scales, padded, u0 * X::k_per_unit / B::block_k, s->block_scales,
+                                              s->block_corrections);
+            pack_panel<X>(tokens, padded, hidden, u0, units, s->panel);
             for (int m = 0; m < H::matrices; ++m) {
-              const element* after = m + 1 < H::matrices    ? matrices[m + 1] + u0 * S::k_per_unit
-                                     : u0 + units < num_units ? matrices[0] + (u0 + units) * S::k_per_unit
-                                                              : matrices[0] + matrix_rows * args.w1_stride;
-              lanes_form<S>(matrices[m], args.w1_stride, matrix_rows, s->panel, padded, hidden, u0, units, after,
-                            tiles[m], padded, s->staged);
+              const uint8* after = m + 1 < H::matrices      ? matrices[m + 1] + u0 * X::k_per_unit * G::bits / 8
+                                   : u0 + units < num_units ? matrices[0] + (u0 + units) * X::k_per_unit * G::bits / 8
+                                                            : matrices[0] + matrix_rows * w_stride;
+              lanes_form<typename G::template Weights<X>>(matrices[m], w_stride, matrix_rows, blocks[m], s->panel, padded,
+                                                          hidden, u0, units, after, lanes_scales, tiles[m], padded,
+                                                          s->staged);
             }
+            u0 += units;
           }
         }
       if (!lanes_are_tokens)
-        rows_form<S, S, H::matrices>(matrices, args.w1_stride, matrix_rows, tokens, num_tokens, hidden, tiles,
-                                     tile_stride);
+        rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_stride, matrix_rows, blocks, tokens,
+                                                                      scales, num_tokens, hidden, tiles, tile_stride);
     }
 
     // Epilogue.
@@ -256,9 +320,9 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
 
     // Store.
     auto* inter = static_cast<uint32*>(args.inter) + (group.slot + done) * units_per_token;
-    const bool wants_panel = uses_lanes_form<Config, Config::w2_layout>(num_tokens);
+    const bool wants_panel = !Config::inter_is_rows && uses_lanes_form<Config, Config::w2_layout>(num_tokens);
     const float* tile = s->tiles[0];
-    if constexpr (Config::w1_layout != Config::w2_layout) {
+    if constexpr (Config::w1_layout != Config::w2_layout || Config::inter_is_rows) {
       if (lanes_are_tokens && !wants_panel) {
         transpose_tile(s->tiles[0], rows, padded, num_tokens, s->tiles[1], row_stride);
         tile = s->tiles[1];

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT
+// Weights as units of `Simd` (simd.hpp), from elements or from codes of a quantized format. Rows are addressed by bytes.
+//
+//   bits          of one element of K
+//   direct        whether memory holds units as they are used
+//   load(at, z)   one vector of units from the step * bits / 8 bytes at `at`; z is the zero point of the block
+//   zero(byte)    what `load` takes as z
+//
+// A unit of floats holds the code's value. Pairs of bf16 hold it exactly too: integers up to 256, all of FP8 and FP4.
+// Scales are applied to sums, later. Quads hold int8 codes + 128 (see dot_int8).
+//
+// Pairs of 4-bit codes are looked up in a table of 32 bf16 by VPERMW, which reads the five low bits of each word; values
+// are 0..15 and -16..-1 there if a zero point was subtracted, else the 16 values twice, so that bit 4 may be anything.
+// FP8 becomes bf16 by moving exponent and mantissa and adding the difference of the biases; what has no such form
+// (subnormals, infinities, NaN) is looked up by its five low bits.
+#pragma once
+
+#include <jitmoe/cpu/simd.hpp>
+
+namespace jitmoe::cpu {
+
+constexpr int code_bits(Encoding encoding) {
+  return encoding == Encoding::int4 || encoding == Encoding::uint4 || encoding == Encoding::e2m1 ? 4 : 8;
+}
+
+// Elements of S::dtype.
+template <class S_> struct Elements {
+  using S = S_;
+  static constexpr int bits = 8 * int(sizeof(typename S::element));
+  static constexpr bool direct = S::direct || S::quads;
+  static constexpr int step_bytes = S::step * bits / 8;
+
+  static uint32 zero(uint8) { return 0; }
+  static typename S::units load(const uint8* at, uint32) {
+    return S::load_whole(reinterpret_cast<const typename S::element*>(at));
+  }
+};
+
+// result = index's words looked up in 32 words.
+inline Vec<uint32, 16> look_up(Vec<uint32, 16> index, Vec<uint32, 16> table) {
+  Vec<uint32, 16> result = index;
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpermw %2, %1, %0" : "=v"(result) : "v"(index), "v"(table));
+#else
+  (void)table;
+#endif
+  return result;
+}
+
+// Words a + b.
+inline Vec<uint32, 16> add_words(Vec<uint32, 16> a, Vec<uint32, 16> b) {
+  Vec<uint32, 16> result = a;
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpaddw %2, %1, %0" : "=v"(result) : "v"(a), "v"(b));
+#else
+  (void)b;
+#endif
+  return result;
+}
+
+// `value`, with those words looked up by `index` instead whose key is at least `limit` (unsigned).
+inline Vec<uint32, 16> look_up_some(Vec<uint32, 16> value, Vec<uint32, 16> key, Vec<uint32, 16> limit,
+                                    Vec<uint32, 16> index, Vec<uint32, 16> table) {
+  Vec<uint32, 16> result = value;
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpcmpnltuw %3, %2, %%k1\n\tvpermw %5, %4, %0%{%%k1%}"
+      : "=v"(result)
+      : "0"(value), "v"(key), "v"(limit), "v"(index), "v"(table)
+      : "k1");
+#else
+  (void)key, (void)limit, (void)index, (void)table;
+#endif
+  return result;
+}
+
+// 32 bytes as sign-extended words.
+inline Vec<uint32, 16> sign_extended(const uint8* at) {
+  const auto bytes = load<Vec<uint32, 8>>(at);
+  Vec<uint32, 16> words(0u);
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpmovsxbw %1, %0" : "=v"(words) : "v"(bytes));
+#else
+  (void)bytes;
+#endif
+  return words;
+}
+
+// FP8 by its shape. The tables are for look_up_some.
+template <Encoding> struct Fp8;
+template <> struct Fp8<Encoding::e4m3> {
+  static constexpr int shift = 4;                       // from its mantissa to that of bf16
+  static constexpr uint32 bias = (127 - 7) << 7;        // of exponents, in bf16
+  static constexpr uint32 first_special = 0x7f << 4;    // the smallest magnitude, shifted, that is no ordinary number
+  static constexpr float subnormal = 1.0f / 512;        // the smallest magnitude
+  static Vec<uint32, 16> table() {                      // m / 512 for m = 0..7; 31: NaN
+    return {0x3b000000, 0x3bc03b80, 0x3c203c00, 0x3c603c40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x7fc00000};
+  }
+};
+template <> struct Fp8<Encoding::e5m2> {
+  static constexpr int shift = 5;
+  static constexpr uint32 bias = (127 - 15) << 7;
+  static constexpr uint32 first_special = 0x7c << 5;
+  static constexpr float subnormal = 1.0f / 65536;
+  static Vec<uint32, 16> table() {  // m / 65536 for m = 0..3; 28: infinity; 29..31: NaN
+    return {0x37800000, 0x38403800, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x7fc07f80, 0x7fc07fc0};
+  }
+};
+
+// The value of FP8 codes in the low bytes.
+template <Encoding encoding, int lanes> inline Vec<float, lanes> fp8_floats(Vec<uint32, lanes> code) {
+  using F = Vec<float, lanes>;
+  using Form = Fp8<encoding>;
+  constexpr int mantissa = encoding == Encoding::e4m3 ? 3 : 2;
+  const Vec<uint32, lanes> magnitude = code & 0x7fu;
+  const auto moved = bit_cast<F>((magnitude << (23 - mantissa)) + (Form::bias << 16));
+  const F small = __builtin_convertvector(magnitude, F) * Form::subnormal;
+  F value = magnitude < (1u << mantissa) ? small : moved;
+  if constexpr (encoding == Encoding::e5m2) value = magnitude == 0x7cu ? F(__builtin_inff()) : value;
+  constexpr uint32 first_nan = encoding == Encoding::e5m2 ? 0x7d : 0x7f;
+  value = magnitude >= first_nan ? F(__builtin_nanf("")) : value;
+  return bit_cast<F>(bit_cast<Vec<uint32, lanes>>(value) | ((code & 0x80u) << 24));
+}
+
+// Codes of a quantized format.
+template <class S_, Encoding encoding, bool has_zero_point> struct Codes {
+  using S = S_;
+  using units = typename S::units;
+  using floats = typename S::floats;
+  static constexpr int bits = code_bits(encoding);
+  static constexpr bool direct = false;
+  static constexpr int step_bytes = S::step * bits / 8;
+  static_assert(!S::quads || encoding == Encoding::int8, "quads are int8 codes");
+
+  static uint32 zero(uint8 point) {
+    if constexpr (S::pairs) return (32u - point) * 0x10001u;  // added to the code: the table's index, modulo 32
+    else return bit_cast<uint32>(float(point));
+  }
+
+  static units load(const uint8* at, uint32 zero) {
+    if constexpr (S::quads) return cpu::load<units>(at) ^ 0x80808080u;
+    else if constexpr (S::pairs) return pairs(at, zero);
+    else return bit_cast<units>(values(at, zero));
+  }
+
+ private:
+  static floats values(const uint8* at, uint32 zero) {
+    using I = Vec<int32, S::lanes>;
+    if constexpr (encoding == Encoding::int8) {
+      return __builtin_convertvector(cpu::load<Vec<int8, S::lanes>>(at), floats);
+    } else if constexpr (bits == 8) {
+      return fp8_floats<encoding, S::lanes>(__builtin_convertvector(cpu::load<Vec<uint8, S::lanes>>(at), units));
+    } else {
+      const auto bytes = __builtin_convertvector(cpu::load<Vec<uint8, S::lanes / 2>>(at), Vec<uint16, S::lanes / 2>);
+      const auto codes = bit_cast<Vec<uint8, S::lanes>>((bytes | (bytes << 4)) & uint16(0x0f0f));
+      const I code = __builtin_convertvector(codes, I);
+      if constexpr (encoding == Encoding::int4) {
+        return __builtin_convertvector((code ^ 8) - 8, floats);
+      } else if constexpr (encoding == Encoding::uint4) {
+        if constexpr (has_zero_point) return __builtin_convertvector(code, floats) - floats(bit_cast<float>(zero));
+        else return __builtin_convertvector(code - 8, floats);
+      } else {
+        const I magnitude = code & 7;
+        const auto moved = bit_cast<floats>((magnitude << 22) + (126 << 23));
+        const floats value = magnitude < 2 ? __builtin_convertvector(magnitude, floats) * 0.5f : moved;
+        return bit_cast<floats>(bit_cast<I>(value) | ((code & 8) << 28));
+      }
+    }
+  }
+
+  static units pairs(const uint8* at, uint32 zero) {
+    if constexpr (encoding == Encoding::int8) {
+      const auto both = __builtin_convertvector(cpu::load<Vec<uint16, 16>>(at), Vec<int32, 16>);
+      const auto even = bit_cast<units>(__builtin_convertvector((both << 24) >> 24, floats));
+      const auto odd = bit_cast<units>(__builtin_convertvector((both << 16) >> 24, floats));
+      return odd | (even >> 16);
+    } else if constexpr (bits == 8) {
+      using Form = Fp8<encoding>;
+      const auto codes = sign_extended(at);
+      const units magnitude = (codes << Form::shift) & ((0x7fu << Form::shift) * 0x10001u);
+      const units key = add_words(magnitude, units(0xff80ff80u));  // subnormals wrap around
+      const units limit = units((Form::first_special - 0x80u) * 0x10001u);
+      const units value = look_up_some(magnitude + Form::bias * 0x10001u, key, limit, codes, Form::table());
+      return value | (codes & 0x80008000u);
+    } else {
+      const auto bytes = __builtin_convertvector(cpu::load<Vec<uint8, 16>>(at), units);
+      const units codes = bytes | (bytes << 12);
+      if constexpr (has_zero_point) return look_up((codes & 0x000f000fu) + zero, five_bit_integers());
+      else return look_up(codes, table());
+    }
+  }
+
+  static units table() {
+    if constexpr (encoding == Encoding::int4)  // 0..7, -8..-1
+      return {0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0, 0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000,
+              0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0, 0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000};
+    else if constexpr (encoding == Encoding::uint4)  // -8..7
+      return {0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000, 0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0,
+              0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000, 0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0};
+    else  // 0 0.5 1 1.5 2 3 4 6 and their negatives
+      return {0x3f000000, 0x3fc03f80, 0x40404000, 0x40c04080, 0xbf008000, 0xbfc0bf80, 0xc040c000, 0xc0c0c080,
+              0x3f000000, 0x3fc03f80, 0x40404000, 0x40c04080, 0xbf008000, 0xbfc0bf80, 0xc040c000, 0xc0c0c080};
+  }
+  static units five_bit_integers() {  // 0..15, -16..-1
+    return {0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0, 0x41104100, 0x41304120, 0x41504140, 0x41704160,
+            0xc170c180, 0xc150c160, 0xc130c140, 0xc110c120, 0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000};
+  }
+};
+
+}  // namespace jitmoe::cpu

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+// Scales and zero points of quantized weights and inputs, block by block of K.
+//
+// A GEMM works in blocks of Config::block_k elements of K and multiplies each block's sums by the weight row's scale and
+// the token's scale. 0 means that there is one scale for all of K, which the epilogue applies (epilogue/affine.hpp).
+//
+//   Config::scale_block_k   elements of K that share a weight scale (and a zero point), a multiple of block_k; 0: all
+//   Config::input_block_k   likewise for the inputs' scales
+#pragma once
+
+#include <jitmoe/cpu/codes.hpp>
+
+namespace jitmoe::cpu {
+
+// How a GEMM of `Config` multiplies. Inputs are elements of Config::x_dtype; weights are codes, or elements of
+// Config::dtype. Rows form and lanes form differ for int8 weights and bf16 inputs only: floats are faster to make from
+// int8, pairs faster to multiply.
+template <class Config> struct Gemm {
+  using Lanes = Simd<Config::isa, Config::x_dtype>;
+  static constexpr bool as_floats = Config::quantized && Config::encoding == Encoding::int8 && Lanes::pairs;
+  using Rows = typename Conditional<as_floats, Simd<CpuIsa::avx512, Config::x_dtype>, Lanes>::type;
+  template <class S>
+  using Weights = typename Conditional<Config::quantized, Codes<S, Config::encoding, Config::has_zero_point>,
+                                       Elements<Simd<S::isa, Config::dtype>>>::type;
+  static constexpr int bits = Config::quantized ? code_bits(Config::encoding) : 8 * num_bytes(Config::dtype);
+};
+
+// Scales [blocks of n][blocks of k] and zero points of one expert, from `row` on.
+struct WeightScales {
+  const void* scale;
+  const uint8* zero;
+  int64 n_stride, k_stride, zero_n_stride, zero_k_stride;
+  int64 row;
+  int32 block_n;
+};
+
+template <class Config> struct Blocks {
+  static constexpr int block_k = Config::block_k;
+  static constexpr bool has_zero_point = Config::has_zero_point;
+  static constexpr bool input_blocks = Config::input_block_k != 0;
+  static constexpr int input_block_k = Config::input_block_k;
+  static constexpr bool has_corrections = Config::x_dtype == DType::int8;
+  static constexpr bool has_token_scales = input_blocks || has_corrections;
+  static_assert(block_k == 0 || Config::scale_block_k % block_k == 0, "scales belong to whole blocks");
+  static_assert(block_k == 0 || Config::input_block_k % block_k == 0, "scales belong to whole blocks");
+
+  WeightScales weights;
+
+  // Scales of row n (from weights.row on) in blocks b .. b + count - 1, and what W::load takes for each.
+  template <class W> void read(int64 n, int64 b, int count, float* scale, uint32* zero) const {
+    const int64 block = (weights.row + n) / weights.block_n;
+    const auto* scales = static_cast<const element_t<Config::scale_dtype>*>(weights.scale) + block * weights.n_stride;
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < count; ++i) scale[i] = to_float<Config::scale_dtype>(scales[k_index(b + i) * weights.k_stride]);
+    if constexpr (Config::has_zero_point) {
+      const uint8* zeros = weights.zero + block * weights.zero_n_stride;
+#pragma clang loop unroll(disable)
+      for (int i = 0; i < count; ++i) zero[i] = W::zero(zeros[k_index(b + i) * weights.zero_k_stride]);
+    }
+  }
+
+  // The block of input scales that b belongs to.
+  static int64 input_index(int64 b) {
+    if constexpr (Config::input_block_k == 0) return 0;
+    else return b / (Config::input_block_k / block_k);
+  }
+
+ private:
+  static int64 k_index(int64 b) {
+    if constexpr (Config::scale_block_k == 0) return 0;
+    else return b / (Config::scale_block_k / block_k);
+  }
+};
+
+// What the sums of one block are multiplied by, and begin with, in the lanes form. Arrays have an entry per row of the
+// tile, or per padded token; tokens' are null where there are none.
+struct LanesScales {
+  const float* rows = nullptr;
+  const float* tokens = nullptr;
+  const int32* corrections = nullptr;
+};
+
+// What belongs to tokens of quantized inputs: a scale per block of input_block_k (null unless blocks have their own),
+// and -128 times the sum of its int8 per block of block_k (quads only).
+struct TokenScales {
+  const float* scale;
+  const int32* correction;
+};
+
+// Units of K from u0 on that the lanes form multiplies at a time: at most `most`, none of a second block.
+template <class S, class B> inline int64 chunk_units(int64 u0, int64 num_units, int64 most) {
+  int64 units = num_units - u0 < most ? num_units - u0 : most;
+  if constexpr (B::block_k != 0) {
+    static_assert(B::block_k % S::k_per_unit == 0, "a unit belongs to one block");
+    constexpr int64 block_units = B::block_k / S::k_per_unit;
+    const int64 left = block_units - u0 % block_units;
+    units = left < units ? left : units;
+  }
+  return units;
+}
+
+// Rows of inputs that were made by cpu_rows.
+struct TokenRows {
+  const void* scale;       // [rows][blocks of input_block_k]
+  const void* correction;  // [rows][blocks of block_k]
+};
+
+// The scales of row `row`, K elements long.
+template <class B> inline TokenScales token_scales(const TokenRows& rows, int64 row, int64 k) {
+  TokenScales scales{};
+  if constexpr (B::input_blocks)
+    scales.scale = static_cast<const float*>(rows.scale) + row * ceil_div(k, B::input_block_k);
+  if constexpr (B::has_corrections)
+    scales.correction = static_cast<const int32*>(rows.correction) + row * ceil_div(k, B::block_k);
+  return scales;
+}
+
+// Gathers the scales and corrections of one block of `padded` tokens.
+template <class B>
+inline LanesScales gather_scales(const TokenScales* tokens, int padded, int64 block, float* scales, int32* corrections) {
+  LanesScales result;
+  if constexpr (B::input_blocks) {
+#pragma clang loop unroll(disable)
+    for (int t = 0; t < padded; ++t) scales[t] = tokens[t].scale[B::input_index(block)];
+    result.tokens = scales;
+  }
+  if constexpr (B::has_corrections) {
+#pragma clang loop unroll(disable)
+    for (int t = 0; t < padded; ++t) corrections[t] = tokens[t].correction[block];
+    result.corrections = corrections;
+  }
+  return result;
+}
+
+}  // namespace jitmoe::cpu
