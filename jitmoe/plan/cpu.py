@@ -15,8 +15,10 @@ from jitmoe.plan.cpu_specs import (
     CpuDownSpec,
     CpuGateUpAmxSpec,
     CpuGateUpSpec,
+    CpuInterRowsSpec,
     CpuQuantDownSpec,
     CpuQuantGateUpSpec,
+    CpuRowsSpec,
     RouteSerialSpec,
 )
 from jitmoe.plan.launch import Buffer, Launch, Plan
@@ -37,8 +39,9 @@ AMX_TILE = 16  # tokens, or weight rows, of one tile
 AMX_STEP = 32  # elements of K that a tile row holds
 AMX_ROWS = 2 * AMX_TILE  # weight rows that are multiplied together
 AMX_ITEMS_PER_CORE = 8
-SUPPORTED = (*features.PLAIN, features.Feature.QUANTIZED_WEIGHTS)
+SUPPORTED = tuple(features.Feature)
 MAX_QUAD_BLOCK_K = 512  # kPanelUnits quads: sums of int8 products are corrected chunk by chunk
+ROW_STEP = 64  # prepared rows are a multiple of this many elements apart
 ONE_BLOCK = 1 << 30  # rows per block where all share a scale
 PANEL_BYTES = 1 << 20  # token tiles of one work-item: half of an L2 cache of 2 MiB, beside the weights
 SUMS_BYTES = 1 << 20  # sums of one work-item, likewise
@@ -48,7 +51,9 @@ SUMS_BYTES = 1 << 20  # sums of one work-item, likewise
 class CpuChoice:
     """Kernels and range sizes for one problem on one CPU."""
 
-    route: RouteSerialSpec | None  # None: the other two find the routing themselves
+    route: RouteSerialSpec | None  # None: the others find the routing themselves
+    x_rows: CpuRowsSpec | None  # prepares the first GEMM's inputs; None: they are read as they are
+    y_rows: CpuInterRowsSpec | None  # likewise the second GEMM's
     gate_up: CpuGateUpSpec | CpuGateUpAmxSpec
     down: CpuDownSpec | CpuDownAmxSpec
     gate_up_rows: int  # of one work-item; AMX: of one step
@@ -82,6 +87,8 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
         down_columns = _amx_down_columns(problem, items)
         return CpuChoice(
             route=route,
+            x_rows=None,
+            y_rows=None,
             gate_up=CpuGateUpAmxSpec(
                 dtype=problem.dtype,
                 w1_layout=problem.w1_layout,
@@ -113,11 +120,14 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     if isa is CpuIsa.AVX512_BF16 and _has_odd_blocks(problem):  # a pair belongs to one block
         isa = CpuIsa.AVX512
     first_gemm, second_gemm = _first_gemm(problem, isa), _second_gemm(problem, isa)
+    rows = {"isa": isa, "few_pairs": few_pairs, "ids_dtype": ids_dtype, "has_expert_map": has_expert_map}
     wanted_items = ITEMS_PER_CORE * cores
     gate_up_rows = _range_size(problem.intermediate_size, max(1, wanted_items // groups), MAX_GATE_UP_ROWS)
     down_columns = _range_size(problem.hidden_size, wanted_items, MAX_DOWN_COLUMNS)
     return CpuChoice(
         route=route,
+        x_rows=_rows(problem, first_gemm, rows) if first_gemm["x_prepared"] else None,
+        y_rows=_inter_rows(problem, second_gemm, rows) if second_gemm["x_prepared"] else None,
         gate_up=(CpuGateUpSpec if is_plain else CpuQuantGateUpSpec)(
             isa=isa,
             dtype=problem.dtype,
@@ -163,7 +173,8 @@ def _gemm(problem: MoEProblem, isa: CpuIsa, quant: WeightQuant | None, plain_dty
     scale_block_k = 0 if form is None else form.block_k
     block_k = math.gcd(scale_block_k, problem.input_block_k)
     if problem.input_quant is not None:  # every quantized input is exact in bf16
-        x_dtype = DType.BF16 if isa is CpuIsa.AVX512_BF16 else DType.FP32
+        has_pairs = isa is CpuIsa.AVX512_BF16 and (form is not None or problem.dtype is DType.BF16)
+        x_dtype = DType.BF16 if has_pairs else DType.FP32
         quad_block_k = _quad_block_k(block_k)
         both_int8 = problem.input_quant is InputQuant.INT8 and form is not None and form.encoding is Encoding.INT8
         if isa is CpuIsa.AVX512_BF16 and both_int8 and quad_block_k:
@@ -209,6 +220,39 @@ def _second_gemm(problem: MoEProblem, isa: CpuIsa) -> dict[str, Any]:
     return {
         **_gemm(problem, isa, problem.w2_quant, plain_dtype),
         "x_prepared": problem.input_quant is not None,
+    }
+
+
+def _rows(problem: MoEProblem, gemm: dict[str, Any], common: dict[str, Any]) -> CpuRowsSpec:
+    return CpuRowsSpec(
+        **common,
+        **_rounding(problem, gemm, problem.a1_scale_stride),
+        from_dtype=problem.dtype,
+        has_order=problem.w1_quant is not None and problem.w1_quant.format.has_k_order,
+        by_slot=gemm["x_by_slot"],
+        from_slots=False,
+    )
+
+
+def _inter_rows(problem: MoEProblem, gemm: dict[str, Any], common: dict[str, Any]) -> CpuInterRowsSpec:
+    return CpuInterRowsSpec(
+        **common,
+        **_rounding(problem, gemm, problem.a2_scale_stride),
+        from_dtype=DType.FP32,
+        has_order=False,
+        by_slot=True,
+        from_slots=True,
+    )
+
+
+def _rounding(problem: MoEProblem, gemm: dict[str, Any], given_stride: int | None) -> dict[str, Any]:
+    return {
+        "to_dtype": gemm["x_dtype"],
+        "is_quantized": gemm["x_scaled"],
+        "kind": problem.input_quant or InputQuant.INT8,
+        "is_given": given_stride is not None,
+        "input_block_k": gemm["input_block_k"],
+        "block_k": gemm["block_k"],
     }
 
 
@@ -287,7 +331,7 @@ def max_groups(problem: MoEProblem) -> int:
 
 
 def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
-    """Returns the two or three launches."""
+    """Returns the launches: routing and prepared rows where they are asked for, then the two GEMMs."""
     groups = max_groups(problem)
     slots = problem.num_pairs + groups * (SLOT_GRANULE - 1)
     # Units: a pair of bf16 or one float, in 4 bytes. Rows of the intermediate are padded to 16 units.
@@ -295,6 +339,8 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
     gate_up_ranges = -(-problem.intermediate_size // choice.gate_up_rows)
     gate_up_items = choice.amx_items or groups * gate_up_ranges
     down_ranges = -(-problem.hidden_size // choice.down_columns)
+    x_stride, y_stride = (_align_up(size, ROW_STEP) for size in (problem.hidden_size, problem.intermediate_size))
+    num_x_rows = slots if choice.x_rows is not None and choice.x_rows.by_slot else problem.num_tokens
     scalars: dict[str, int | float] = {
         "num_tokens": problem.num_tokens,
         "top_k": problem.top_k,
@@ -317,17 +363,39 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
         "out_row_stride": problem.out_row_stride,
         **_quant_scalars("w1", problem.w1_quant),
         **_quant_scalars("w2", problem.w2_quant),
-        "x_rows_stride": 0,
-        "y_rows_stride": 0,
+        "x_rows_stride": x_stride,
+        "y_rows_stride": y_stride,
         "swiglu_alpha": problem.swiglu_alpha,
         "swiglu_limit": math.inf if problem.swiglu_limit is None else problem.swiglu_limit,
     }
-    sizes: list[tuple[KernelSpec, int]] = [(choice.gate_up, gate_up_items), (choice.down, down_ranges)]
-    if choice.route is not None:
-        sizes.insert(0, (choice.route, 1))
+    x_items = min(num_x_rows, ITEMS_PER_CORE * max(1, device.num_compute_units))
+    x_scalars = {
+        "size": problem.hidden_size,
+        "num_items": x_items,
+        "from_stride": problem.x_row_stride,
+        "rows_stride": x_stride,
+        "given_stride": problem.a1_scale_stride or 0,
+    }
+    y_items = min(problem.num_pairs, ITEMS_PER_CORE * max(1, device.num_compute_units))
+    y_scalars = {
+        "size": problem.intermediate_size,
+        "num_items": y_items,
+        "from_stride": inter_row_bytes // 4,
+        "rows_stride": y_stride,
+        "given_stride": problem.a2_scale_stride or 0,
+    }
+    steps: list[tuple[KernelSpec | None, int, dict[str, int]]] = [
+        (choice.route, 1, {}),
+        (choice.x_rows, x_items, x_scalars),
+        (choice.gate_up, gate_up_items, {}),
+        (choice.y_rows, y_items, y_scalars),
+        (choice.down, down_ranges, {}),
+    ]
     return Plan(
         launches=tuple(
-            Launch(spec=spec, global_size=(size,), local_size=(1,), scalars=scalars) for spec, size in sizes
+            Launch(spec=spec, global_size=(size,), local_size=(1,), scalars=scalars | more)
+            for spec, size, more in steps
+            if spec is not None
         ),
         buffers=(
             Buffer("cursors", 4 * problem.num_experts),
@@ -335,10 +403,24 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
             Buffer("groups", GROUP_BYTES * (1 + groups)),
             Buffer("panels", gate_up_items * choice.block_tokens * _panel_row_bytes(problem)),
             Buffer("inter", slots * inter_row_bytes),
-            *(Buffer(f"{x}_{part}", 0) for x in "xy" for part in ("rows", "scale", "correction")),
+            *_row_buffers("x", choice.x_rows, num_x_rows, problem.hidden_size),
+            *_row_buffers("y", choice.y_rows, slots, problem.intermediate_size),
             Buffer("sums", 4 * problem.num_tokens * down_ranges * choice.down_columns),
         ),
         decisions=choice.decisions,
+    )
+
+
+def _row_buffers(x: str, spec: CpuRowsSpec | None, rows: int, size: int) -> tuple[Buffer, ...]:
+    """Returns the buffers of prepared rows; empty ones where there are none."""
+    sizes = [0, 0, 0]
+    if spec is not None:
+        blocks = -(-size // spec.input_block_k) if spec.input_block_k else 1
+        corrections = -(-size // spec.block_k) if spec.block_k else 1
+        sizes = [spec.to_dtype.num_bytes * _align_up(size, ROW_STEP), 4 * blocks, 4 * corrections]
+    return tuple(
+        Buffer(f"{x}_{part}", rows * row_bytes)
+        for part, row_bytes in zip(("rows", "scale", "correction"), sizes, strict=True)
     )
 
 

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jitmoe.device import CpuIsa
-from jitmoe.formats import Encoding
+from jitmoe.formats import Encoding, InputQuant
 from jitmoe.problem import Activation, DType, GateUp, Layout
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 _ROUTING = "int32 num_tokens, int32 top_k, int32 num_experts, int32 num_global_experts,"
+_ROWS = (
+    _ROUTING + "int32 size, int32 num_items, int64 from_stride, int64 rows_stride, int64 given_stride,"
+    "int64 topk_ids_row_stride"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,43 @@ class RouteSerialSpec(KernelSpec):
 
     ids_dtype: DType
     has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuRowsSpec(KernelSpec):
+    """Gathers or quantizes the first GEMM's input rows; the subclass does it for the second one."""
+
+    KERNEL: ClassVar[str] = "cpu_rows"
+    WORK_GROUP_SIZE: ClassVar[int] = 1
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        "in hidden_states, in w1_k_order, in a1_scale, in topk_ids, in expert_map, in sorted_pairs, in groups,"
+        "out x_rows, out x_scale, out x_correction," + _ROWS
+    )
+
+    isa: CpuIsa
+    from_dtype: DType
+    to_dtype: DType
+    is_quantized: bool
+    kind: InputQuant  # looked at if is_quantized, like the next three
+    is_given: bool  # the scales; else from absmax
+    input_block_k: int
+    block_k: int
+    has_order: bool
+    by_slot: bool  # one row per pair instead of one per token
+    from_slots: bool  # of the intermediate
+    few_pairs: bool
+    ids_dtype: DType  # looked at if few_pairs, like has_expert_map
+    has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuInterRowsSpec(CpuRowsSpec):
+    """Quantizes the intermediate."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        "in inter, in a2_scale, in topk_ids, in expert_map, in sorted_pairs, in groups,"
+        "out y_rows, out y_scale, out y_correction," + _ROWS
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

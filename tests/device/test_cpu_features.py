@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
+from helpers import instruction_sets
 
 import jitmoe
 from jitmoe import reference, selfcheck
 from jitmoe.device import CpuIsa
 from jitmoe.problem import Activation, DType, GateUp
-from jitmoe.runtime import cpu
-from jitmoe.runtime.stream import stream_of
 
 HIDDEN, INNER, EXPERTS, TOP_K = 163, 101, 3, 2  # nothing divides anything
 FEW, MANY = 9, 90  # tokens: rows form; lanes form or tiles, with blocks of a few tokens too
-ISAS = (CpuIsa.GENERIC, CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16)
+ISAS = (CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16)  # the others compile the same pieces
 # One activation each, so that all of both are run.
 ACTIVATIONS = {
     GateUp.CONCATENATED: Activation.SILU,
@@ -33,16 +30,12 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=ISAS, ids=lambda isa: isa.value)
-def isa(request, monkeypatch):
+def isa(request):
     """Plans for one instruction set that this CPU has."""
-    stream = stream_of(cpu.default_queue().addressof_ref())
-    order = list(CpuIsa)
-    if order.index(cpu.isa_of(cpu.host_flags(), "")) < order.index(request.param):
+    if request.param not in instruction_sets.available():
         pytest.skip(f"this CPU has no {request.param.value}")
-    jitmoe.calls._prepared.clear()
-    monkeypatch.setattr(stream, "device", dataclasses.replace(stream.device, cpu_isa=request.param))
-    yield request.param
-    jitmoe.calls._prepared.clear()
+    with instruction_sets.planned_for(request.param):
+        yield request.param
 
 
 def tensors(tokens, *, gate_up=GateUp.CONCATENATED, layout="nk", bias=None, dtype=torch.bfloat16):

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: MIT
+"""Quantized weights and inputs on the CPU kernels, against float64 on dequantized weights and exact quantization steps.
+
+Each case takes two formats, one per GEMM, and sizes that no block, vector or group of rows divides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from helpers import instruction_sets
+
+import jitmoe
+from jitmoe import reference, selfcheck
+from jitmoe.device import CpuIsa
+from jitmoe.formats import WHOLE, Encoding, WeightFormat
+from jitmoe.problem import DType
+from jitmoe.quantize import quantize_weights
+from jitmoe.quantized import QuantizedTensor
+
+HIDDEN, INNER, EXPERTS, TOP_K = 210, 166, 3, 2
+FEW, MANY = 9, 90  # tokens: rows form; lanes form or tiles
+DTYPES = {torch.bfloat16: DType.BF16, torch.float16: DType.FP16, torch.float32: DType.FP32}
+
+
+def form(encoding, block_n, block_k, scale_dtype=DType.FP32, **more):
+    return WeightFormat(encoding=encoding, block_n=block_n, block_k=block_k, scale_dtype=scale_dtype, **more)
+
+
+# Pairs that have every encoding, block shape and scale dtype.
+PAIRS = {
+    "int8 per channel, e4m3 128x128": (form(Encoding.INT8, 1, WHOLE, DType.BF16), form(Encoding.E4M3, 128, 128)),
+    "uint4 with zeros, mxfp4": (
+        form(Encoding.UINT4, 1, 64, DType.FP16, has_zero_point=True),
+        form(Encoding.E2M1, 1, 32, DType.E8M0),
+    ),
+    "int4 group 32, e5m2 per tensor": (form(Encoding.INT4, 1, 32, DType.FP16), form(Encoding.E5M2, WHOLE, WHOLE)),
+    "mxfp8, uint4 per channel with zeros": (
+        form(Encoding.E4M3, 1, 32, DType.E8M0),
+        form(Encoding.UINT4, 1, WHOLE, has_zero_point=True),
+    ),
+    "int8 3x33, uint4 group 128": (form(Encoding.INT8, 3, 33), form(Encoding.UINT4, 1, 128, DType.BF16)),
+}
+ISAS = (CpuIsa.GENERIC, CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16)  # AVX2 and AVX-512 are wider floats
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JITMOE_STRICT", "1")
+
+
+@pytest.fixture(params=ISAS, ids=lambda isa: isa.value)
+def isa(request):
+    if request.param not in instruction_sets.available():
+        pytest.skip(f"this CPU has no {request.param.value}")
+    with instruction_sets.planned_for(request.param):
+        yield request.param
+
+
+def tensors(tokens, formats, dtype=torch.bfloat16):
+    generator = torch.Generator().manual_seed(tokens)
+
+    def normal(*size, scale=1.0):
+        return torch.randn(*size, generator=generator) * scale
+
+    w1 = quantize_weights(normal(EXPERTS, 2 * INNER, HIDDEN, scale=HIDDEN**-0.5), formats[0])
+    w2 = quantize_weights(normal(EXPERTS, HIDDEN, INNER, scale=INNER**-0.5), formats[1])
+    ids = torch.randint(0, EXPERTS, (tokens, TOP_K), generator=generator)
+    ids[0, 0], ids[-1, -1] = EXPERTS, -1
+    return normal(tokens, HIDDEN).to(dtype), w1, w2, torch.rand(tokens, TOP_K, generator=generator), ids
+
+
+def check(arguments, **options):
+    result = jitmoe.fused_moe(*arguments, **options)
+    dtype = DTYPES[result.dtype]
+    blocks = {"input_block_k": arguments[1].format.block_k} if "input_quant" in options else {}
+    expected = reference.fused_moe(*arguments, compute_dtype=torch.float64, **options, **blocks)
+    # A rounding in float32 may choose the other of two neighbouring codes of the intermediate: one of them is seldom
+    # more than a thousandth of the result.
+    looser = dtype is DType.FP32 and "input_quant" in options
+    _, wrong = selfcheck.judge_floats(result, expected, DType.FP16 if looser else dtype)
+    assert not wrong, wrong
+    return result
+
+
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_formats(isa, pair, tokens):
+    check(tensors(tokens, PAIRS[pair]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("pair", ["int8 per channel, e4m3 128x128", "uint4 with zeros, mxfp4"])
+def test_other_dtypes(pair, dtype):
+    for tokens in (FEW, MANY):
+        check(tensors(tokens, PAIRS[pair], dtype))
+
+
+QUANTIZED_INPUTS = {
+    "int8": ("int8", form(Encoding.INT8, 1, WHOLE)),
+    "e4m3 in blocks": ("e4m3", form(Encoding.E4M3, 128, 128)),
+    "e5m2": ("e5m2", form(Encoding.E5M2, WHOLE, WHOLE)),
+}
+
+
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+@pytest.mark.parametrize("kind", QUANTIZED_INPUTS)
+@pytest.mark.parametrize("level", [CpuIsa.AVX2, CpuIsa.AVX512_BF16], ids=lambda isa: isa.value)
+def test_quantized_inputs(level, kind, tokens):
+    name, weights = QUANTIZED_INPUTS[kind]
+    if level not in instruction_sets.available():
+        pytest.skip(f"this CPU has no {level.value}")
+    with instruction_sets.planned_for(level):
+        check(tensors(tokens, (weights, weights)), input_quant=name)
+
+
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+def test_given_input_scales(tokens):
+    weights = form(Encoding.INT8, 1, WHOLE)
+    arguments = tensors(tokens, (weights, weights))
+    per_expert = torch.tensor([0.02, 0.03, 0.04])
+    check(arguments, input_quant="int8", a1_scale=per_expert, a2_scale=torch.tensor([0.01]))
+    check(arguments, input_quant="int8", a1_scale=torch.tensor([0.025]), a2_scale=per_expert)
+
+
+def test_quantized_inputs_that_are_not_a_number_stay_in_their_row():
+    weights = form(Encoding.INT8, 1, WHOLE)
+    arguments = tensors(FEW, (weights, weights))
+    clean = jitmoe.fused_moe(*arguments, input_quant="int8")
+    arguments[0][1, 5] = float("nan")
+    arguments[0][2] = 0.0
+    for scales in ({}, {"a1_scale": torch.tensor([0.02]), "a2_scale": torch.tensor([0.02])}):
+        result = jitmoe.fused_moe(*arguments, input_quant="int8", **scales)
+        assert result[1].isnan().all()
+        assert not result[2].any()
+    others = [0, *range(3, FEW)]
+    assert torch.equal(jitmoe.fused_moe(*arguments, input_quant="int8")[others], clean[others])
+
+
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+def test_columns_in_the_order_of_activations(tokens):
+    """GPTQ's act-order: stored column c is k = order[c], and groups are of stored columns."""
+    arguments = tensors(tokens, (form(Encoding.UINT4, 1, 32, has_zero_point=True), form(Encoding.INT4, 1, 32)))
+    w1 = arguments[1]
+    generator = torch.Generator().manual_seed(3)
+    order = torch.stack([torch.randperm(HIDDEN, generator=generator) for _ in range(EXPERTS)]).to(torch.int32)
+    ordered = QuantizedTensor(
+        w1.data, w1.scale, dataclasses.replace(w1.format, has_k_order=True), w1.zero_point, k_order=order
+    )
+    check((arguments[0], ordered, *arguments[2:]))
+
+
+@pytest.mark.parametrize("encoding", [Encoding.E4M3, Encoding.E5M2, Encoding.INT8], ids=lambda e: e.value)
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_every_code_has_its_value(encoding, tokens):
+    """Row n of w2 is code n, 32 times along K after zeros; subnormal numbers count. Infinity and NaN spread."""
+    inner, hidden = 64, 256
+    values = torch.arange(256, dtype=torch.uint8)
+    codes = torch.zeros(1, hidden, inner, dtype=torch.uint8)
+    codes[0, :, 32:] = values[:, None]
+    data = codes.view({Encoding.INT8: torch.int8}.get(encoding, torch.uint8))
+    w2 = QuantizedTensor(data, torch.ones(1, 1, 1), form(encoding, WHOLE, WHOLE))
+    x = torch.eye(hidden)[:tokens].to(torch.bfloat16)
+    w1 = torch.zeros(1, inner, hidden, dtype=torch.bfloat16)
+    w1[0, 40] = 1.0
+    ids = torch.zeros(tokens, 1, dtype=torch.int64)
+    result = jitmoe.fused_moe(x, w1, w2, torch.ones(tokens, 1), ids, activation="relu2")
+    expected = reference.unpacked(values.view(torch.int8), encoding) if encoding is Encoding.INT8 else None
+    if expected is None:
+        kinds = {Encoding.E4M3: torch.float8_e4m3fn, Encoding.E5M2: torch.float8_e5m2}
+        expected = values.view(kinds[encoding]).float()
+    finite = expected.isfinite()
+    for t in range(tokens):
+        assert torch.equal(result[t, finite].float(), expected[finite])
+        assert not result[t, ~finite].isfinite().any()
+
+
+def test_padded_rows_strided_scales_and_one_scale_for_all_experts():
+    arguments = list(tensors(FEW, (form(Encoding.INT4, 1, 32), form(Encoding.E4M3, 128, 128))))
+    w1, w2 = arguments[1], arguments[2]
+    wide = torch.full((EXPERTS, 2 * INNER + 1, HIDDEN // 2 + 5), 0x5A, dtype=torch.uint8)
+    wide[:, : 2 * INNER, : HIDDEN // 2] = w1.data
+    scale = w1.scale.mT.contiguous().mT
+    arguments[1] = QuantizedTensor(wide[:, : 2 * INNER, : HIDDEN // 2], scale, w1.format)
+    arguments[2] = QuantizedTensor(w2.data, w2.scale[:1], w2.format)
+    check(tuple(arguments))
+
+
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+def test_with_everything_around(isa, tokens):
+    """Interleaved rows, biases, a limit and weights on the input, as gpt-oss has most of them."""
+    weights = form(Encoding.E2M1, 1, 32, DType.E8M0)
+    arguments = tensors(tokens, (weights, weights))
+    generator = torch.Generator().manual_seed(1)
+    check(
+        arguments,
+        activation="swiglu_oai",
+        interleaved=True,
+        swiglu_limit=0.7,
+        w1_bias=torch.randn(EXPERTS, 2 * INNER, generator=generator).to(torch.bfloat16),
+        w2_bias=torch.randn(EXPERTS, HIDDEN, generator=generator).to(torch.bfloat16),
+        apply_router_weight_on_input=tokens == FEW,
+    )
+
+
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+def test_same_bits_every_time(tokens):
+    weights = form(Encoding.INT8, 1, WHOLE)
+    arguments = tensors(tokens, (weights, weights))
+    for options in ({}, {"input_quant": "int8"}):
+        first = jitmoe.fused_moe(*arguments, **options)
+        assert all(torch.equal(jitmoe.fused_moe(*arguments, **options), first) for _ in range(3))
