@@ -21,3 +21,13 @@ def _load() -> ModuleType:
 
 
 isa_report = _load()
+
+
+def control_barriers(spirv: bytes) -> int:
+    """Counts OpControlBarrier (224): barriers of work-groups and of sub-groups."""
+    words = memoryview(spirv).cast("I")
+    position, found = 5, 0  # after the header
+    while position < len(words):
+        found += words[position] & 0xFFFF == 224
+        position += words[position] >> 16
+    return found

@@ -7,7 +7,7 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers.report import isa_report
+from helpers.report import control_barriers, isa_report
 
 from jitmoe.builder import compile_request
 from jitmoe.compilers.ocloc import find_ocloc
@@ -62,3 +62,24 @@ def test_compiles_are_quick() -> None:
 
     for spec in isa_report.around_specs("bmg-g21"):
         assert any(cpu_seconds(spec) <= COMPILE_SECONDS for _ in range(5)), spec
+
+
+def test_no_barrier_is_lost_before_the_gpu_compiler() -> None:
+    """Lanes run in step and sub-groups one after the other on the CPU device, which hides missing barriers."""
+    compiler, words = find_sycl_jit()
+    assert compiler is not None, words
+    expected = {
+        "xe_topk": 2,  # before a column is read, after the last read; one more before groups are scored
+        "xe_topk_capped": 4,  # the same, and around the room of the experts
+        "xe_align": 6,
+        "xe_align_count": 1,
+        "xe_align_scan": 1,
+        "xe_align_place": 2,
+        "xe_expert_load": 3,
+    }
+    for spec in isa_report.around_specs("bmg-g21"):
+        if spec.KERNEL in expected:
+            wanted = expected[spec.KERNEL] + (getattr(spec, "num_groups", 1) > 1)
+            wanted -= 2 if getattr(spec, "is_counted", False) else 0
+            image = compiler.compile(compile_request(spec, arch=""), build_key="", timeout_s=100).image
+            assert control_barriers(image) == wanted, spec

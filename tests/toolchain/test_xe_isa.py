@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.report import TOOLS, isa_report
+from helpers.report import TOOLS, control_barriers, isa_report
 from helpers.xe_probes import PROBES, compile_probe
 
 from jitmoe.builder import compile_request
@@ -133,16 +133,6 @@ def test_decode_and_middle_loops_are_dense(ocloc: Ocloc, arch: str, m: int, grf:
     assert row.objections == ()
     assert row.dpas_share is not None
     assert row.dpas_share >= share
-
-
-def control_barriers(spirv: bytes) -> int:
-    """Counts OpControlBarrier (224): barriers of work-groups and of sub-groups."""
-    words = memoryview(spirv).cast("I")
-    position, found = 5, 0  # after the header
-    while position < len(words):
-        found += words[position] & 0xFFFF == 224
-        position += words[position] >> 16
-    return found
 
 
 @pytest.mark.parametrize(
