@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jitmoe.device import Device, DeviceKind
+from jitmoe.device import Device
 from jitmoe.errors import UnsupportedProblemError
 from jitmoe.plan import xe
 from jitmoe.plan.architectures import architecture
@@ -54,8 +54,6 @@ def objections(problem: MoEProblem, device: Device) -> list[str]:
     """Returns why CuTe kernels cannot compute ``problem`` on ``device``; none if they can."""
     arch = architecture(device.arch)
     found = []
-    if device.kind is not DeviceKind.GPU:
-        found.append("CuTe's Xe atoms have no portable bodies: nothing but a GPU runs these kernels")
     if not (arch.has_dpas and arch.has_block2d and arch.simd == 16):
         found.append(f"{arch.name} has no 2D block loads with dpas at sub-group size 16")
     if problem.dtype not in xe.DPAS_DTYPES:

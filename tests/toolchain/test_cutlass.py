@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Native code of the kernels written with CuTe: nothing merged away, no spills, fragments as CuTe lays them out.
-
-They cannot be executed here: CuTe's Xe atoms have no portable bodies.
-"""
+"""Native code of the kernels written with CuTe: nothing merged away, no spills, fragments as CuTe lays them out."""
 
 from __future__ import annotations
 

@@ -74,9 +74,11 @@ def test_refusals_say_why(arch: str, changes: dict[str, Any], reason: str) -> No
     assert "impl='cutlass'" in text
 
 
-def test_an_emulated_gpu_is_refused() -> None:
+def test_an_emulated_gpu_gets_the_same_kernels_with_portable_atoms() -> None:
     device = dataclasses.replace(BMG, kind=DeviceKind.XE_EMULATED)
-    assert "nothing but a GPU runs these kernels" in refusal(problem(), device)
+    native, emulated = cutlass.choose(problem(), BMG, configs=()), cutlass.choose(problem(), device, configs=())
+    assert isinstance(emulated.gate_up, CutlassGateUp) and emulated.gate_up.emulated
+    assert dataclasses.replace(emulated.gate_up, emulated=False) == native.gate_up
 
 
 def test_the_self_check_problem_asks_for_the_same_kernels() -> None:

@@ -13,9 +13,11 @@
 // atom by atom: partitioning through TiledCopy gives the same code and takes three times as long to compile.
 //
 // Compiled against the headers of the sycl-tla package behind an overlay (jitmoe/compilers/sycl_tla.py): its copy atoms
-// are asm without volatile, and this compiler then merges loads that share a descriptor. Device code only.
+// are asm without volatile, and this compiler then merges loads that share a descriptor. Device code only. Emulated, the
+// two kinds of atoms have portable bodies (mainloop/cutlass_emulated.hpp).
 #pragma once
 
+#include <jitmoe/mainloop/cutlass_emulated.hpp>
 #include <jitmoe/mainloop/xe_operands.hpp>
 
 #ifdef __SYCL_DEVICE_ONLY__
@@ -31,28 +33,25 @@
 
 namespace jitmoe::mainloop {
 
-template <DType> struct CutlassElement;
-template <> struct CutlassElement<DType::bf16> { using type = cute::bfloat16_t; };
-template <> struct CutlassElement<DType::fp16> { using type = cute::half_t; };
-
 template <class Config> struct Cutlass {
-  using Element = typename CutlassElement<Config::dtype>::type;
+  using Element = cutlass_element_t<Config::dtype>;
+  static constexpr bool kEmulated = Config::emulated;
   static constexpr bool kWeightsAreA = Config::layout == Layout::nk;
   static constexpr int32 kM = kWeightsAreA ? Config::tile_columns : Config::tile_rows;
   static constexpr int32 kN = kWeightsAreA ? Config::tile_rows : Config::tile_columns;
-  static_assert(!Config::emulated && Config::simd == 16, "CuTe's Xe atoms exist on GPUs with sub-groups of 16 only");
+  static_assert(Config::simd == 16, "CuTe's Xe atoms are for sub-groups of 16");
   static_assert(Config::weights == XeWeights::block2d && Config::tokens == XeTokens::block2d, "2D surfaces only");
   static_assert(kM == 16 || kM == 32, "A comes by one copy atom");
   static_assert(kN % 16 == 0, "whole dpas only");
 
   using Mma = typename cute::TiledMMAHelper<
-      cute::MMA_Atom<cute::XE_DPAS_TT<8, float, Element>>,
+      cute::MMA_Atom<cute::conditional_t<kEmulated, EmulatedDpas<Config::dtype>, CutlassDpas<Config::dtype>>>,
       cute::Layout<cute::Shape<cute::Int<kM>, cute::Int<kN>, cute::Int<kStep>>>,
       cute::Layout<cute::Shape<cute::_1, cute::_1, cute::_1>>>::TiledMMA;
   static constexpr int32 kDpasK = 16, kDpasM = 8, kDpasN = 16;
 
   // In the order of xe_grouped_gemm.hpp.
-  static constexpr int32 kUnroll = 64;
+  static constexpr int32 kUnroll = kEmulated ? 1 : 64;
   static constexpr int32 kColumnBlocks = Config::tile_columns / (kWeightsAreA ? kDpasM : kDpasN);
   static constexpr int32 kTokenBlocks = Config::tile_rows / (kWeightsAreA ? kDpasN : kDpasM);
   static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
@@ -89,7 +88,8 @@ template <class Config> struct Cutlass {
   static_assert(kWeightsAreA || Config::tile_columns <= 32, "prefetch: a block of columns is one line");
 
   template <class Op, class Tensor> static auto atom(const Tensor& tensor) {
-    return cute::make_block_2d_copy<Element>(Op{}, tensor.stride()).with(tensor);
+    if constexpr (kEmulated) return EmulatedCopy<Op, Tensor>(tensor);
+    else return cute::make_block_2d_copy<Element>(Op{}, tensor.stride()).with(tensor);
   }
 
   // The Rows x Depth block at (row, k) as the source of one copy atom: a coordinate tensor with a lane's share of the
@@ -166,7 +166,7 @@ template <class Config> struct Cutlass {
     for (int32 i = 0; i < Config::prefetch_steps; ++i) ahead.step(k_begin + i * kStep);
     int32 k = k_begin;
     for (int32 steps = (k_end - k_begin) / kStep; steps > 0; --steps, k += kStep) {
-      if constexpr (Config::split_barrier) arch::barrier_signal<false>();
+      if constexpr (Config::split_barrier) arch::barrier_signal<kEmulated>();
 
       auto a0 = cute::make_tensor<Element>(FragmentA{});
       auto b0 = cute::make_tensor<Element>(FragmentB{});
@@ -174,8 +174,8 @@ template <class Config> struct Cutlass {
         auto a1 = cute::make_tensor<Element>(FragmentA{});
         copy_w0.call(block_at<kM, kStep>(w.column[0], w.first_k[0] + k), flat(a0));
         copy_w1.call(block_at<kM, kStep>(w.column[1], w.first_k[1] + k), flat(a1));
-        _Pragma("unroll") for (int32 i = 0; i < kN / kDpasN; ++i)
-          _Pragma("unroll") for (int32 h = 0; h < 2; ++h)
+        _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kN / kDpasN; ++i)
+          _Pragma("unroll(kUnroll)") for (int32 h = 0; h < 2; ++h)
             copy_x.call(block_at<kDpasN, kDpasK>(x.first + i * kDpasN, k + h * kDpasK), b0(cute::_, i, h));
         ahead.step(k + Config::prefetch_steps * kStep);
         cute::gemm(mma, a0, b0, sum0);
@@ -190,12 +190,12 @@ template <class Config> struct Cutlass {
         cute::gemm(mma, a0, b1, sum1);
       }
 
-      if constexpr (Config::split_barrier) arch::barrier_wait<false>();
+      if constexpr (Config::split_barrier) arch::barrier_wait<kEmulated>();
     }
 
-    _Pragma("unroll") for (int32 j = 0; j < kColumnBlocks; ++j)
-      _Pragma("unroll") for (int32 i = 0; i < kTokenBlocks; ++i)
-        _Pragma("unroll") for (int32 v = 0; v < kDpasM; ++v) {
+    _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j)
+      _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i)
+        _Pragma("unroll(kUnroll)") for (int32 v = 0; v < kDpasM; ++v) {
           const int32 m = kWeightsAreA ? j : i, n = kWeightsAreA ? i : j;
           acc[index(0, j, i)][v] += sum0(v, m, n);
           acc[index(1, j, i)][v] += sum1(v, m, n);
@@ -213,9 +213,9 @@ template <class Config> struct Cutlass {
       const auto ahead = prefetcher(w, x, place);
       for (int32 i = 0; i < Config::prefetch_steps; ++i) ahead.step(k_begin + i * kStep);
       for (int32 k = k_begin; k < k_end; k += kStep) {
-        arch::barrier_signal<false>();
+        arch::barrier_signal<kEmulated>();
         ahead.step(k + Config::prefetch_steps * kStep);
-        arch::barrier_wait<false>();
+        arch::barrier_wait<kEmulated>();
       }
     }
   }
