@@ -322,16 +322,19 @@ def what_is_present() -> Present:
     """Looks at this machine: kernel sources, compilers, runtime, devices."""
     from jitmoe.cli.devices import present_targets
     from jitmoe.compilers.find import find_compilers
+    from jitmoe.compilers.sycl_tla import find_sycl_tla
     from jitmoe.runtime import sycl
 
     runtime = sycl.runtime_soname_or_none()
     compilers, _ = find_compilers("auto", runtime)
+    package, _ = find_sycl_tla()
     targets, _ = present_targets()
     return Present(
         headers=header_digest(),
         compilers=tuple(compiler.identity for compiler in compilers),
         runtime=runtime,
         devices=tuple(target.device for target in targets),
+        packages=(package.identity,) if package is not None else (),
     )
 
 

@@ -19,6 +19,7 @@ class Present:
     compilers: tuple[str, ...]  # identities of the compilers found
     runtime: str  # soname of libsycl
     devices: tuple[Device, ...]
+    packages: tuple[str, ...] = ()  # identities of the packages found whose headers kernels include
 
 
 def image_of(stored: StoredEntry) -> str:
@@ -39,6 +40,8 @@ def why_entry_is_stale(stored: StoredEntry, present: Present) -> str:
     # Without any compiler, images by whatever compiler are used, so none of them is stale.
     if present.compilers and build.get("compiler") not in (None, *present.compilers):
         return f"made by {_short(str(build['compiler']))}, which is not here"
+    if present.packages and build.get("package") not in (None, *present.packages):
+        return f"made with the headers of another {str(build['package']).split()[0]}"
     if present.runtime and build.get("runtime") not in (None, "", present.runtime):
         return f"made for {build['runtime']}, dpctl here has {present.runtime}"
     drivers = {device.driver_version for device in present.devices if device.arch == build.get("device")}

@@ -206,6 +206,24 @@ def test_stale_native_images_are_those_of_another_driver_of_a_device_that_is_her
     assert before - set(names(store)) == {"jitmoe_old", "jitmoe_soname"}
 
 
+@pytest.mark.parametrize(
+    ("made_with", "here", "is_stale"),
+    [
+        ("sycl-tla 0.9.1 aa", ("sycl-tla 0.9.1 aa",), False),
+        ("sycl-tla 0.9.1 aa", ("sycl-tla 0.9.1 bb",), True),
+        ("sycl-tla 0.9.1 aa", (), False),  # without the package what it made is used
+        (None, ("sycl-tla 0.9.1 aa",), False),
+    ],
+)
+def test_entries_of_other_headers_are_stale(store, made_with, here, is_stale):
+    base = next(one for one in store.iterate() if one.key.name == "jitmoe_toy")
+    build = base.key.build if made_with is None else (*base.key.build, ("package", made_with))
+    stored = dataclasses.replace(base, key=dataclasses.replace(base.key, build=build))
+    why = stale.why_entry_is_stale(stored, dataclasses.replace(PRESENT, packages=here))
+    assert bool(why) == is_stale
+    assert not is_stale or why == "made with the headers of another sycl-tla"
+
+
 def test_records_without_a_kernel_are_stale():
     assert stale.why_verdict_is_stale("a-b", {}, ["c"], PRESENT) == "its kernel is gone"
     assert stale.why_verdict_is_stale("a-compile", {}, ["a"], PRESENT)
