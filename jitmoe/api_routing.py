@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 from jitmoe import arguments_routing as arguments
@@ -134,6 +135,17 @@ def topk_sqrt_softplus(
     )  # fmt: skip
 
 
+_known_router = functools.lru_cache(maxsize=256, typed=True)(Routing)
+
+
+def _router(**fields: Any) -> Routing:
+    """Returns a router, made once: checking its numbers would cost as much as all else before a launch."""
+    try:
+        return _known_router(**fields)
+    except TypeError:  # something that cannot be looked up; Routing says what is wrong with it
+        return Routing(**fields)
+
+
 def _topk(
     scoring: Scoring,
     router_logits: Any,
@@ -145,7 +157,7 @@ def _topk(
     ids_dtype: Any,
     queue: Any,
 ) -> tuple[Any, Any]:
-    routing = Routing(
+    routing = _router(
         top_k=top_k,
         scoring=scoring,
         renormalize=renormalize,
@@ -179,7 +191,7 @@ def grouped_topk(
     """
     on_output = apply_routed_scaling_factor_on_output
     scoring: Any = scoring_func  # Routing says what is wrong with it
-    routing = Routing(
+    routing = _router(
         top_k=top_k,
         scoring=scoring,
         num_groups=num_expert_group,

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ _TORCH_NAMES = {
     DType.E8M0: "float8_e8m0fnu",
 }
 _TORCH_DTYPES = {f"torch.{name}": dtype for dtype, name in _TORCH_NAMES.items()}
+_DTYPES_BY_NAME = _TORCH_DTYPES | {dtype.value: dtype for dtype in DType}
 # typestr of __sycl_usm_array_interface__; numpy has no bfloat16, the packages that add one use a 2-byte void.
 _TYPESTRS = {
     "f2": DType.FP16,
@@ -113,7 +115,8 @@ def dense(info: TensorInfo) -> TensorInfo:
     return dataclasses.replace(info, address=0, strides=_c_order(info.shape))
 
 
-def torch_dtypes() -> dict[DType, Any]:
+@functools.cache
+def torch_dtypes() -> Mapping[DType, Any]:
     """Returns torch's dtype of each of ours."""
     import torch
 
@@ -241,9 +244,7 @@ def empty(like: Any, shape: tuple[int, ...], dtype: DType) -> Any:
 
 def check_dtype(name: str, value: object, allowed: Sequence[DType]) -> DType:
     """Returns the dtype of a name like "bf16" or of a torch dtype."""
-    dtype = {f"torch.{torch_name}": dtype for dtype, torch_name in _TORCH_NAMES.items()}.get(str(value))
-    if dtype is None and isinstance(value, str) and value in [known.value for known in DType]:
-        dtype = DType(value)
+    dtype = _DTYPES_BY_NAME.get(str(value))
     if dtype is None or dtype not in allowed:
         names = ", ".join(known.value for known in allowed)
         raise ArgumentError(argument=name, got=repr(value), expected=f"{names} or a torch dtype of these")

@@ -167,6 +167,15 @@ def test_short_forms() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("top_k", [True, [2], 2.0, 0])
+def test_short_forms_check_their_arguments(top_k: object) -> None:
+    jitmoe.topk_softmax(torch.zeros(2, 4), 1)
+    with pytest.raises(ArgumentError, match="top_k"):
+        jitmoe.topk_softmax(torch.zeros(2, 4), top_k)
+    with pytest.raises(ArgumentError, match="scoring"):
+        jitmoe.grouped_topk(torch.zeros(2, 4), 1, False, 1, 1, "relu")
+
+
 def test_outputs_that_are_given_are_written_and_returned() -> None:
     x = logits("random", 9, 64, torch.float32)
     wide = torch.full((9, 11), -1.0)
