@@ -110,7 +110,39 @@ def ours(x: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Call:
     return lambda: jitmoe.fused_moe(x, w1, w2, topk_weights, topk_ids)
 
 
-PEERS = {"eager": eager, "compile": compiled, "grouped": grouped, "zentorch": zentorch}
+def transformers_experts(implementation: str) -> Callable[..., Call]:
+    """The experts of transformers' Qwen3-MoE on these very weights, by one of its implementations."""
+
+    def peer(x: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Call:
+        modeling = importlib.import_module("transformers.models.qwen3_moe.modeling_qwen3_moe")
+        config = importlib.import_module("transformers").Qwen3MoeConfig(
+            num_experts=w1.shape[0], hidden_size=w1.shape[2], moe_intermediate_size=w2.shape[2], hidden_act="silu"
+        )
+        config._experts_implementation = implementation
+        with torch.device("meta"):
+            experts = modeling.Qwen3MoeExperts(config)
+        experts.gate_up_proj = torch.nn.Parameter(w1, requires_grad=False)
+        experts.down_proj = torch.nn.Parameter(w2, requires_grad=False)
+        weights = topk_weights.to(x.dtype)
+
+        def call() -> torch.Tensor:
+            result: torch.Tensor = experts(x, topk_ids, weights)
+            return result
+
+        return call
+
+    return peer
+
+
+PEERS = {
+    "eager": eager,
+    "compile": compiled,
+    "grouped": grouped,
+    "zentorch": zentorch,
+    "hf_eager": transformers_experts("eager"),
+    "hf_grouped_mm": transformers_experts("grouped_mm"),
+    "hf_batched_mm": transformers_experts("batched_mm"),
+}
 
 
 def find_peer(name: str) -> Callable[..., Call]:

@@ -39,6 +39,8 @@ AMX_TILE = 16  # tokens, or weight rows, of one tile
 AMX_STEP = 32  # elements of K that a tile row holds
 AMX_ROWS = 2 * AMX_TILE  # weight rows that are multiplied together
 AMX_ITEMS_PER_CORE = 8
+AMX_ITEMS_PER_CORE_OF_FEW = 16  # up to AMX_FEW_TOKENS: a work-item left over at the end is a larger part of the whole
+AMX_FEW_TOKENS = 64
 SUPPORTED = tuple(features.Feature)
 MAX_QUAD_BLOCK_K = 512  # kPanelUnits quads: sums of int8 products are corrected chunk by chunk
 ROW_STEP = 64  # prepared rows are a multiple of this many elements apart
@@ -82,7 +84,8 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     groups = max_groups(problem)
     is_plain = problem.w1_quant is None and problem.w2_quant is None
     if isa is CpuIsa.AMX_BF16 and problem.dtype is DType.BF16 and is_plain:
-        items = AMX_ITEMS_PER_CORE * cores
+        few = problem.num_tokens <= AMX_FEW_TOKENS
+        items = cores * (AMX_ITEMS_PER_CORE_OF_FEW if few else AMX_ITEMS_PER_CORE)
         block_tokens = _amx_block_tokens(problem)
         down_columns = _amx_down_columns(problem, items)
         return CpuChoice(
@@ -301,9 +304,9 @@ def _panel_row_bytes(problem: MoEProblem) -> int:
 
 
 def _amx_block_tokens(problem: MoEProblem) -> int:
-    """Returns how many tokens of an expert fit the panel: a multiple of two tiles, no more than there are pairs."""
+    """Returns how many tokens of an expert fit the panel: a multiple of two tiles, no more than there are tokens."""
     fitting = PANEL_BYTES // _panel_row_bytes(problem) // AMX_ROWS * AMX_ROWS
-    most = min(AMX_MAX_TILES * AMX_TILE, _align_up(problem.num_pairs, AMX_TILE))
+    most = min(AMX_MAX_TILES * AMX_TILE, _align_up(problem.num_tokens, AMX_TILE))
     return max(AMX_TILE, min(fitting, most))
 
 

@@ -102,11 +102,12 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
     epilogue::fill(1.0f, kBlockTokens, s->affine.token_scale);
   }
   const auto rows_of = [&](int32 expert, int32 n) {
+    const int end = n < columns ? columns : n + 2 * amx::kRows;
     const int64 to_row = Config::w2_layout == Layout::nk ? args.w2_stride : 1;
     const auto* w = static_cast<const uint16*>(args.w2) + expert * args.w2_expert_stride + (h0 + n) * to_row;
     typename W::Rows rows{{w, w + amx::kRows * to_row}, {}, args.w2_stride};
     for (int a = 0; a < 2; ++a) {
-      const int there = columns - n - a * amx::kRows;
+      const int there = end - n - a * amx::kRows;
       rows.num_rows[a] = there < 0 ? 0 : there < amx::kRows ? there : amx::kRows;
     }
     return rows;
@@ -150,6 +151,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         if (n + 2 * amx::kRows < columns) next = rows_of(group.expert, n + 2 * amx::kRows);
         else if (more_blocks) next = rows_of(group.expert, 0);
         else if (more_groups) next = rows_of(routing.groups[group_idx + 1].expert, 0);
+        else if (h0 + columns < args.hidden_size) next = rows_of(routing.groups[0].expert, columns);
         else has_next = false;
         soon.fetch(lines_per_step);
         amx_form<W>(rows_of(group.expert, n), has_next ? &next : nullptr, tiles, inter_units * amx::kTokens, num_tiles,

@@ -149,8 +149,6 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
     if (first >= last) continue;
     if (!started) W::lines(rows_of(group.expert, first), 0, hidden < kPieceK ? hidden : kPieceK).fetch(1 << 30);
     started = true;
-    // The group that follows in this work-item's share, if any, begins with its first row.
-    const bool is_last = last < num_steps || group_idx + 1 == routing.num_groups || shares.is_done();
     for (int32 done = 0; done < group.tokens; done += args.block_tokens) {
       const int num_tokens = group.tokens - done < args.block_tokens ? group.tokens - done : args.block_tokens;
       const int num_tiles = int(ceil_div(num_tokens, amx::kTokens));
@@ -173,11 +171,13 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       for (int64 step = first; step < last; ++step) {
         // GEMM.
         const bool more_blocks = done + num_tokens < group.tokens;
+        const bool more_groups = group_idx + 1 < routing.num_groups;
         typename W::Rows next;
-        const bool has_next = step + 1 < last || more_blocks || !is_last;
-        if (step + 1 < last) next = rows_of(group.expert, step + 1);
-        else if (more_blocks) next = rows_of(group.expert, first);
-        else if (!is_last) next = rows_of(routing.groups[group_idx + 1].expert, 0);
+        bool has_next = true;
+        if (step + 1 == last && more_blocks) next = rows_of(group.expert, first);
+        else if (step + 1 < num_steps) next = rows_of(group.expert, step + 1);  // perhaps of the next work-item's share
+        else if (more_groups) next = rows_of(routing.groups[group_idx + 1].expert, 0);
+        else has_next = false;
         amx_form<W>(rows_of(group.expert, step), has_next ? &next : nullptr, panel, panel_units * amx::kTokens, num_tiles,
                     hidden, s->sums, s->staged);
         // Epilogue.

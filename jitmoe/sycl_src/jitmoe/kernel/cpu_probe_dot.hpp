@@ -45,7 +45,10 @@ template <class Config> inline void cpu_probe_dot(const CpuProbeDotArgs& args) {
   typename S::floats sums[kChains];
 #pragma unroll
   for (int i = 0; i < kChains; ++i) sums[i] = typename S::floats(float(i));
-  const auto a = typename S::units(uint32(group)), b = typename S::units(uint32(args.steps));
+  // 0.5 as a float and as each half of a pair, times what is 1.0 but not known to the compiler. No denormals: they are
+  // slow on some CPUs.
+  const uint32 half = S::pairs ? 0x3f003f00u : 0x3f000000u;
+  const auto a = typename S::units(half), b = typename S::units(half | uint32(args.steps < 0));
   for (int32 step = 0; step < args.steps; ++step)
 #pragma unroll
     for (int i = 0; i < kChains; ++i) S::accumulate(sums[i], a, b);
