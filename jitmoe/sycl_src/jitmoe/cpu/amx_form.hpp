@@ -7,7 +7,7 @@
 //   C   sums[token tile][2][16 rows][16 tokens], fp32
 //
 // Weights come from memory in pieces of 32 rows x kPieceK elements. While one is multiplied the next is asked for,
-// evenly spread over the multiplications, so that memory never waits.
+// evenly spread over the multiplications. A weight format that needs conversion is a TileWeights struct of its own.
 //
 // Letters: n weight row, t token, k element of K.
 #pragma once
