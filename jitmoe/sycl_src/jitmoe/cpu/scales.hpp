@@ -34,6 +34,18 @@ struct WeightScales {
   int32 block_n;
 };
 
+// lanes scales as floats.
+template <DType dtype, int lanes> inline Vec<float, lanes> scale_floats(const element_t<dtype>* from) {
+  if constexpr (dtype == DType::e8m0) {
+    using U = Vec<uint32, lanes>;
+    const U bits = __builtin_convertvector(load<Vec<uint8, lanes>>(from), U);
+    const U powers = bits == 0u ? U(0x00400000u) : bits << 23;
+    return bit_cast<Vec<float, lanes>>(bits == 255u ? U(0x7fc00000u) : powers);
+  } else {
+    return load_floats<dtype, lanes>(from);
+  }
+}
+
 template <class Config> struct Blocks {
   static constexpr int block_k = Config::block_k;
   static constexpr bool has_zero_point = Config::has_zero_point;
@@ -50,12 +62,17 @@ template <class Config> struct Blocks {
   template <class W> void read(int64 n, int64 b, int count, float* scale, uint32* zero) const {
     const int64 block = (weights.row + n) / weights.block_n;
     const auto* scales = static_cast<const element_t<Config::scale_dtype>*>(weights.scale) + block * weights.n_stride;
+    int i = 0;
+    if constexpr (one_to_one)
+      if (weights.k_stride == 1)
+        for (; i + W::S::lanes <= count; i += W::S::lanes)
+          store(scale + i, scale_floats<Config::scale_dtype, W::S::lanes>(scales + b + i));
 #pragma clang loop unroll(disable)
-    for (int i = 0; i < count; ++i) scale[i] = to_float<Config::scale_dtype>(scales[k_index(b + i) * weights.k_stride]);
+    for (; i < count; ++i) scale[i] = to_float<Config::scale_dtype>(scales[k_index(b + i) * weights.k_stride]);
     if constexpr (Config::has_zero_point) {
       const uint8* zeros = weights.zero + block * weights.zero_n_stride;
 #pragma clang loop unroll(disable)
-      for (int i = 0; i < count; ++i) zero[i] = W::zero(zeros[k_index(b + i) * weights.zero_k_stride]);
+      for (i = 0; i < count; ++i) zero[i] = W::zero(zeros[k_index(b + i) * weights.zero_k_stride]);
     }
   }
 
@@ -66,6 +83,8 @@ template <class Config> struct Blocks {
   }
 
  private:
+  static constexpr bool one_to_one = Config::scale_block_k == block_k;
+
   static int64 k_index(int64 b) {
     if constexpr (Config::scale_block_k == 0) return 0;
     else return b / (Config::scale_block_k / block_k);

@@ -156,7 +156,10 @@ inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, int num_n, Ahe
   RowsResult<R, N> total;
 #pragma unroll
   for (int i = 0; i < R * N; i += together) {
-    const auto part = sum_lanes<S::lanes, together>(reinterpret_cast<floats(&)[together]>(result[i]));
+    floats group[together];  // a copy: results whose address is taken would not stay in registers
+#pragma unroll
+    for (int j = 0; j < together; ++j) group[j] = result[i + j];
+    const auto part = sum_lanes<S::lanes, together>(group);
     __builtin_memcpy(reinterpret_cast<float*>(&total) + i, &part, sizeof(part));
   }
   return total;
