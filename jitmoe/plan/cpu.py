@@ -16,7 +16,9 @@ from jitmoe.plan.cpu_specs import (
     CpuGateUpAmxSpec,
     CpuGateUpSpec,
     CpuInterRowsSpec,
+    CpuQuantDownAmxSpec,
     CpuQuantDownSpec,
+    CpuQuantGateUpAmxSpec,
     CpuQuantGateUpSpec,
     CpuRowsSpec,
     RouteSerialSpec,
@@ -43,6 +45,8 @@ AMX_ITEMS_PER_CORE_OF_FEW = 16  # up to AMX_FEW_TOKENS: a work-item left over at
 AMX_FEW_TOKENS = 64
 SUPPORTED = tuple(features.Feature)
 MAX_QUAD_BLOCK_K = 512  # kPanelUnits quads: sums of int8 products are corrected chunk by chunk
+# What constants that nobody looks at are: one binary for all.
+_NO_FORMAT = WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=0, block_k=0)
 ROW_STEP = 64  # prepared rows are a multiple of this many elements apart
 ONE_BLOCK = 1 << 30  # rows per block where all share a scale
 PANEL_BYTES = 1 << 20  # token tiles of one work-item: half of an L2 cache of 2 MiB, beside the weights
@@ -83,7 +87,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     cores = max(1, device.num_compute_units)
     groups = max_groups(problem)
     is_plain = problem.w1_quant is None and problem.w2_quant is None
-    if isa is CpuIsa.AMX_BF16 and problem.dtype is DType.BF16 and is_plain:
+    if isa is CpuIsa.AMX_BF16 and _takes_tiles(problem):
         few = problem.num_tokens <= AMX_FEW_TOKENS
         items = cores * (AMX_ITEMS_PER_CORE_OF_FEW if few else AMX_ITEMS_PER_CORE)
         block_tokens = _amx_block_tokens(problem)
@@ -92,16 +96,16 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             route=route,
             x_rows=None,
             y_rows=None,
-            gate_up=CpuGateUpAmxSpec(
-                dtype=problem.dtype,
+            gate_up=(CpuGateUpAmxSpec if problem.w1_quant is None else CpuQuantGateUpAmxSpec)(
+                **_tiles_gemm(problem.w1_quant),
                 w1_layout=problem.w1_layout,
                 few_pairs=few_pairs,
                 **first,
                 ids_dtype=ids_dtype,
                 has_expert_map=has_expert_map,
             ),
-            down=CpuDownAmxSpec(
-                dtype=problem.dtype,
+            down=(CpuDownAmxSpec if problem.w2_quant is None else CpuQuantDownAmxSpec)(
+                **_tiles_gemm(problem.w2_quant),
                 w2_layout=problem.w2_layout,
                 few_pairs=few_pairs,
                 **second,
@@ -118,7 +122,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
                 f"down: ranges of {down_columns} of {problem.hidden_size} columns",
             ),
         )
-    if isa is CpuIsa.AMX_BF16:  # tiles multiply bf16 only
+    if isa is CpuIsa.AMX_BF16:
         isa = CpuIsa.AVX512_BF16
     if isa is CpuIsa.AVX512_BF16 and _has_odd_blocks(problem):  # a pair belongs to one block
         isa = CpuIsa.AVX512
@@ -164,6 +168,34 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     )
 
 
+def _takes_tiles(problem: MoEProblem) -> bool:
+    """Whether the kernels with tiles, which multiply bf16 only, have what is asked, and are the faster ones."""
+    forms = [quant.format for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
+    if problem.dtype is not DType.BF16 or problem.input_quant is not None:
+        return False
+    if forms and problem.num_pairs <= FEW_PAIRS:  # codes are multiplied while they are read, instead of being staged
+        return False
+    return all(form.block_k % AMX_STEP == 0 and not form.has_k_order for form in forms)
+
+
+def _tiles_gemm(quant: WeightQuant | None) -> dict[str, Any]:
+    form = _NO_FORMAT if quant is None else quant.format
+    return {
+        "isa": CpuIsa.AMX_BF16,
+        "dtype": DType.BF16,
+        "x_dtype": DType.BF16,
+        "x_prepared": False,
+        "x_scaled": False,
+        "quantized": quant is not None,
+        "encoding": form.encoding,
+        "scale_dtype": form.scale_dtype,
+        "has_zero_point": form.has_zero_point,
+        "block_k": form.block_k,
+        "scale_block_k": form.block_k,
+        "input_block_k": 0,
+    }
+
+
 def _has_odd_blocks(problem: MoEProblem) -> bool:
     sizes = [quant.format.block_k for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
     return any(size % 2 for size in (*sizes, problem.input_block_k))
@@ -184,7 +216,7 @@ def _gemm(problem: MoEProblem, isa: CpuIsa, quant: WeightQuant | None, plain_dty
             x_dtype, block_k = DType.INT8, quad_block_k
     if block_k == 0 and form is not None and form.has_zero_point:  # zero points are taken care of in blocks
         block_k = MAX_QUAD_BLOCK_K
-    some = form or WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=0, block_k=0)
+    some = form or _NO_FORMAT
     return {
         "x_dtype": x_dtype,
         "x_scaled": problem.input_quant is not None,
@@ -261,7 +293,7 @@ def _rounding(problem: MoEProblem, gemm: dict[str, Any], given_stride: int | Non
 
 def _quant_scalars(w: str, quant: WeightQuant | None) -> dict[str, int]:
     if quant is None:
-        quant = WeightQuant(WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=0, block_k=0), 0, 0, 0)
+        quant = WeightQuant(_NO_FORMAT, 0, 0, 0)
     return {
         f"{w}_scale_expert_stride": quant.scale_expert_stride,
         f"{w}_scale_n_stride": quant.scale_n_stride,

@@ -120,19 +120,23 @@ class CpuGateUpSpec(CpuGemmSpec):
     has_expert_map: bool
 
 
-def _quant_arguments(w: str, x: str) -> tuple[Argument, ...]:
+def _scale_arguments(w: str) -> tuple[Argument, ...]:
     return arguments(
-        f"in {w}_scale, in {w}_zero_point, in {x}_rows, in {x}_scale, in {x}_correction, int64 {x}_rows_stride,"
+        f"in {w}_scale, in {w}_zero_point,"
         f"int64 {w}_scale_expert_stride, int64 {w}_scale_n_stride, int64 {w}_scale_k_stride,"
         f"int64 {w}_zero_expert_stride, int64 {w}_zero_n_stride, int64 {w}_zero_k_stride, int32 {w}_block_n"
     )
+
+
+def _row_arguments(x: str) -> tuple[Argument, ...]:
+    return arguments(f"in {x}_rows, in {x}_scale, in {x}_correction, int64 {x}_rows_stride")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuQuantGateUpSpec(CpuGateUpSpec):
     """The same with quantized weights or prepared rows; a class of its own as each argument costs time per launch."""
 
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuGateUpSpec.ARGUMENTS + _quant_arguments("w1", "x")
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuGateUpSpec.ARGUMENTS + _scale_arguments("w1") + _row_arguments("x")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,12 +166,12 @@ class CpuDownSpec(CpuGemmSpec):
 class CpuQuantDownSpec(CpuDownSpec):
     """The same with quantized weights or prepared rows."""
 
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownSpec.ARGUMENTS + _quant_arguments("w2", "y")
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownSpec.ARGUMENTS + _scale_arguments("w2") + _row_arguments("y")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpuGateUpAmxSpec(KernelSpec):
-    """First GEMM and activation with AMX tiles, bf16."""
+class CpuGateUpAmxSpec(CpuGemmSpec):
+    """First GEMM and activation with AMX tiles; inputs and dtype are bf16."""
 
     KERNEL: ClassVar[str] = "cpu_gate_up_amx"
     WORK_GROUP_SIZE: ClassVar[int] = 1
@@ -180,7 +184,6 @@ class CpuGateUpAmxSpec(KernelSpec):
         "int64 topk_weights_row_stride, float32 swiglu_alpha, float32 swiglu_limit"
     )
 
-    dtype: DType  # BF16
     w1_layout: Layout
     activation: Activation
     gate_up: GateUp
@@ -194,14 +197,20 @@ class CpuGateUpAmxSpec(KernelSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpuDownAmxSpec(KernelSpec):
-    """Second GEMM, routing weights and the sum over experts with AMX tiles, bf16."""
+class CpuQuantGateUpAmxSpec(CpuGateUpAmxSpec):
+    """The same with quantized weights."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuGateUpAmxSpec.ARGUMENTS + _scale_arguments("w1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuDownAmxSpec(CpuGemmSpec):
+    """Second GEMM, routing weights and the sum over experts with AMX tiles; inputs and dtype are bf16."""
 
     KERNEL: ClassVar[str] = "cpu_down_amx"
     WORK_GROUP_SIZE: ClassVar[int] = 1
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownSpec.ARGUMENTS
 
-    dtype: DType  # BF16
     w2_layout: Layout
     weights_dtype: DType  # looked at unless weight_on_input
     weight_on_input: bool
@@ -231,3 +240,10 @@ class CpuPackSpec(KernelSpec):
     few_pairs: bool
     ids_dtype: DType
     has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuQuantDownAmxSpec(CpuDownAmxSpec):
+    """The same with quantized weights."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownAmxSpec.ARGUMENTS + _scale_arguments("w2")

@@ -81,6 +81,7 @@ template <class S, Layout layout> struct TileWeights;
 // [N][K]: tiles read the rows where they are; staged are only the ends of rows and groups of fewer than 16.
 template <class S> struct TileWeights<S, Layout::nk> {
   using Rows = WeightRows<uint16>;
+  using Element = uint16;
   static constexpr bool in_place = true;
 
   static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged) {
@@ -98,6 +99,7 @@ template <class S> struct TileWeights<S, Layout::nk> {
 // [K][N]: pairs of k are interleaved and transposed in registers.
 template <class S> struct TileWeights<S, Layout::kn> {
   using Rows = WeightRows<uint16>;
+  using Element = uint16;
   static constexpr bool in_place = false;
 
   static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged) {

@@ -46,6 +46,28 @@ template <DType dtype, int lanes> inline Vec<float, lanes> scale_floats(const el
   }
 }
 
+// The scales of an expert's weights from `row` on, of the arguments w1_... or w2_... of a kernel.
+template <class Config, class Args> inline WeightScales first_scales(const Args& args, int64 expert, int64 row) {
+  return {static_cast<const element_t<Config::scale_dtype>*>(args.w1_scale) + expert * args.w1_scale_expert_stride,
+          static_cast<const uint8*>(args.w1_zero_point) + expert * args.w1_zero_expert_stride,
+          args.w1_scale_n_stride,
+          args.w1_scale_k_stride,
+          args.w1_zero_n_stride,
+          args.w1_zero_k_stride,
+          row,
+          args.w1_block_n};
+}
+template <class Config, class Args> inline WeightScales second_scales(const Args& args, int64 expert, int64 row) {
+  return {static_cast<const element_t<Config::scale_dtype>*>(args.w2_scale) + expert * args.w2_scale_expert_stride,
+          static_cast<const uint8*>(args.w2_zero_point) + expert * args.w2_zero_expert_stride,
+          args.w2_scale_n_stride,
+          args.w2_scale_k_stride,
+          args.w2_zero_n_stride,
+          args.w2_zero_k_stride,
+          row,
+          args.w2_block_n};
+}
+
 template <class Config> struct Blocks {
   static constexpr int block_k = Config::block_k;
   static constexpr bool has_zero_point = Config::has_zero_point;

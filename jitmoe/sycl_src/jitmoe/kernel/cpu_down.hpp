@@ -64,10 +64,6 @@ struct CpuDownArgs {
   // Quantized weights and inputs only (cpu/scales.hpp).
   const void* w2_scale = nullptr;
   const void* w2_zero_point = nullptr;
-  const void* y_rows = nullptr;        // [rows][y_rows_stride] x_dtype
-  const void* y_scale = nullptr;       // [rows][blocks of input_block_k]
-  const void* y_correction = nullptr;  // [rows][blocks of block_k]
-  int64 y_rows_stride = 0;
   int64 w2_scale_expert_stride = 0;
   int64 w2_scale_n_stride = 0;
   int64 w2_scale_k_stride = 0;
@@ -75,6 +71,10 @@ struct CpuDownArgs {
   int64 w2_zero_n_stride = 0;
   int64 w2_zero_k_stride = 0;
   int32 w2_block_n = 0;
+  const void* y_rows = nullptr;        // [rows][y_rows_stride] x_dtype
+  const void* y_scale = nullptr;       // [rows][blocks of input_block_k]
+  const void* y_correction = nullptr;  // [rows][blocks of block_k]
+  int64 y_rows_stride = 0;
 };
 
 namespace down {
@@ -143,15 +143,7 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
     const auto* w = w_range + group.expert * expert_bytes;
     B blocks[1];
     if constexpr (Config::quantized)
-      blocks[0].weights = {
-          static_cast<const element_t<Config::scale_dtype>*>(args.w2_scale) + group.expert * args.w2_scale_expert_stride,
-          static_cast<const uint8*>(args.w2_zero_point) + group.expert * args.w2_zero_expert_stride,
-          args.w2_scale_n_stride,
-          args.w2_scale_k_stride,
-          args.w2_zero_n_stride,
-          args.w2_zero_k_stride,
-          h0,
-          args.w2_block_n};
+      blocks[0].weights = second_scales<Config>(args, group.expert, h0);
     if constexpr (scales_rows)
       for (int n = 0; n < columns; ++n)
         blocks[0].template read<typename G::template Weights<X>>(n, 0, 1, s->affine.row_scale + n, nullptr);

@@ -21,7 +21,7 @@
 // Numerics: fp32 accumulation; routing weight applied in fp32; rounded once to bf16.
 #pragma once
 
-#include <jitmoe/cpu/amx_form.hpp>
+#include <jitmoe/cpu/amx_codes.hpp>
 #include <jitmoe/cpu/combine.hpp>
 #include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
@@ -53,6 +53,16 @@ struct CpuDownAmxArgs {
   int64 topk_ids_row_stride;
   int64 topk_weights_row_stride;
   int64 out_row_stride;
+  // Quantized weights only (cpu/scales.hpp).
+  const void* w2_scale = nullptr;
+  const void* w2_zero_point = nullptr;
+  int64 w2_scale_expert_stride = 0;
+  int64 w2_scale_n_stride = 0;
+  int64 w2_scale_k_stride = 0;
+  int64 w2_zero_expert_stride = 0;
+  int64 w2_zero_n_stride = 0;
+  int64 w2_zero_k_stride = 0;
+  int32 w2_block_n = 0;
 };
 
 namespace down_amx {
@@ -74,9 +84,10 @@ struct Scratch {
 
 template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   using namespace down_amx;
-  using W = TileWeights<S, Config::w2_layout>;
+  using W = TilesOf<Config, Config::w2_layout>;
   static_assert(Config::dtype == DType::bf16, "tiles multiply bf16");
-  (void)Config::bias_dtype, (void)Config::weights_dtype;  // not always read
+  (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
+  (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
@@ -96,17 +107,23 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   auto* sums = static_cast<float*>(args.sums) + int64(range) * args.num_tokens * args.h_block;
   const int64 num_sums = int64(args.num_tokens) * args.h_block;
   for (int64 i = 0; i < num_sums; i += S::lanes) store(sums + i, S::floats(0.0f));
-  constexpr bool is_affine = Config::has_bias;
+  constexpr bool scales_rows = Config::quantized && Config::block_k == 0;
+  constexpr bool is_affine = Config::has_bias || scales_rows;
   if constexpr (is_affine) {
+    epilogue::fill(0.0f, 2 * amx::kRows, s->affine.bias);
     epilogue::fill(1.0f, 2 * amx::kRows, s->affine.row_scale);
     epilogue::fill(1.0f, kBlockTokens, s->affine.token_scale);
   }
   const auto rows_of = [&](int32 expert, int32 n) {
     const int end = n < columns ? columns : n + 2 * amx::kRows;
     const int64 to_row = Config::w2_layout == Layout::nk ? args.w2_stride : 1;
-    const auto* w = static_cast<const uint16*>(args.w2) + expert * args.w2_expert_stride + (h0 + n) * to_row;
-    typename W::Rows rows{{w, w + amx::kRows * to_row}, {}, args.w2_stride};
+    const auto* w = static_cast<const typename W::Element*>(args.w2) + expert * args.w2_expert_stride + (h0 + n) * to_row;
+    typename W::Rows rows{};
+    rows.stride = args.w2_stride;
     for (int a = 0; a < 2; ++a) {
+      rows.first[a] = w + a * amx::kRows * to_row;
+      if constexpr (Config::quantized)
+        rows.blocks[a].weights = second_scales<Config>(args, expert, h0 + n + a * amx::kRows);
       const int there = end - n - a * amx::kRows;
       rows.num_rows[a] = there < 0 ? 0 : there < amx::kRows ? there : amx::kRows;
     }
@@ -157,6 +174,12 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         amx_form<W>(rows_of(group.expert, n), has_next ? &next : nullptr, tiles, inter_units * amx::kTokens, num_tiles,
                     inner, s->sums, s->staged);
         // Epilogue.
+        if constexpr (scales_rows) {
+          const auto rows = rows_of(group.expert, n);
+          for (int a = 0; a < 2; ++a)
+            for (int i = 0; i < rows.num_rows[a]; ++i)
+              rows.blocks[a].template read<typename W::W>(i, 0, 1, s->affine.row_scale + a * amx::kRows + i, nullptr);
+        }
         if constexpr (Config::has_bias)
           epilogue::copy_floats<Config::bias_dtype>(args.w2_bias, group.expert * int64(args.hidden_size) + h0 + n,
                                                     columns - n < 2 * amx::kRows ? columns - n : 2 * amx::kRows,

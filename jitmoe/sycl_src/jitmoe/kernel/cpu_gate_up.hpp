@@ -69,10 +69,6 @@ struct CpuGateUpArgs {
   // Quantized weights and inputs only (cpu/scales.hpp).
   const void* w1_scale = nullptr;
   const void* w1_zero_point = nullptr;
-  const void* x_rows = nullptr;        // [rows][x_rows_stride] x_dtype
-  const void* x_scale = nullptr;       // [rows][blocks of input_block_k]
-  const void* x_correction = nullptr;  // [rows][blocks of block_k]
-  int64 x_rows_stride = 0;
   int64 w1_scale_expert_stride = 0;
   int64 w1_scale_n_stride = 0;
   int64 w1_scale_k_stride = 0;
@@ -80,6 +76,10 @@ struct CpuGateUpArgs {
   int64 w1_zero_n_stride = 0;
   int64 w1_zero_k_stride = 0;
   int32 w1_block_n = 0;
+  const void* x_rows = nullptr;        // [rows][x_rows_stride] x_dtype
+  const void* x_scale = nullptr;       // [rows][blocks of input_block_k]
+  const void* x_correction = nullptr;  // [rows][blocks of block_k]
+  int64 x_rows_stride = 0;
 };
 
 namespace gate_up {
@@ -215,15 +215,7 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
     matrices[m] = H::template block<uint8>(args.w1, args.w1_up, group.expert * args.w1_expert_stride * element_bytes,
                                            to_row, m, i0, args.intermediate_size);
     if constexpr (Config::quantized)
-      blocks[m].weights = {
-          static_cast<const element_t<Config::scale_dtype>*>(args.w1_scale) + group.expert * args.w1_scale_expert_stride,
-          static_cast<const uint8*>(args.w1_zero_point) + group.expert * args.w1_zero_expert_stride,
-          args.w1_scale_n_stride,
-          args.w1_scale_k_stride,
-          args.w1_zero_n_stride,
-          args.w1_zero_k_stride,
-          H::row(m, i0, args.intermediate_size),
-          args.w1_block_n};
+      blocks[m].weights = first_scales<Config>(args, group.expert, H::row(m, i0, args.intermediate_size));
     tiles[m] = s->tiles[m];
   }
   constexpr bool scales_rows = Config::quantized && B::block_k == 0;

@@ -3,7 +3,7 @@
 //
 // | tensor        | shape                | dtype | layout, owner
 // | hidden_states | [M][H]               | bf16  | row stride x_row_stride, dense rows; caller's
-// | w1            | [E][2I][H]           | bf16  | expert stride, and w1_stride between rows (nk) or between columns of
+// | w1            | [E][2I][H]           | bf16, codes | expert stride (codes: bytes), and w1_stride between rows (nk) or between columns of
 // |               |                      |       | the dense dimension (kn); caller's
 // | w1_up, w1_bias, topk_weights         |       | as in cpu_gate_up.hpp
 // | topk_ids, expert_map                 |       | read if few_pairs; caller's
@@ -18,7 +18,7 @@
 // Numerics: fp32 accumulation in a fixed order; activation and product in fp32; rounded once to bf16.
 #pragma once
 
-#include <jitmoe/cpu/amx_form.hpp>
+#include <jitmoe/cpu/amx_codes.hpp>
 #include <jitmoe/cpu/halves.hpp>
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/cpu/shares.hpp>
@@ -55,6 +55,16 @@ struct CpuGateUpAmxArgs {
   int64 topk_weights_row_stride;
   float swiglu_alpha;
   float swiglu_limit;  // infinity: none
+  // Quantized weights only (cpu/scales.hpp).
+  const void* w1_scale = nullptr;
+  const void* w1_zero_point = nullptr;
+  int64 w1_scale_expert_stride = 0;
+  int64 w1_scale_n_stride = 0;
+  int64 w1_scale_k_stride = 0;
+  int64 w1_zero_expert_stride = 0;
+  int64 w1_zero_n_stride = 0;
+  int64 w1_zero_k_stride = 0;
+  int32 w1_block_n = 0;
 };
 
 namespace gate_up_amx {
@@ -96,10 +106,11 @@ inline void store_activated(const float* sums, epilogue::ActivationNumbers numbe
 
 template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args) {
   using namespace gate_up_amx;
-  using W = TileWeights<S, Config::w1_layout>;
+  using W = TilesOf<Config, Config::w1_layout>;
   using H = Halves<Config::gate_up>;
   static_assert(Config::dtype == DType::bf16, "tiles multiply bf16");
-  (void)Config::bias_dtype, (void)Config::weights_dtype;  // not always read
+  (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
+  (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
@@ -123,17 +134,22 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
     const int64 i = step * step_rows;
     const int64 offset = expert * args.w1_expert_stride;
     const int64 left = H::rows_per_i * (inner - i);
-    typename W::Rows rows{{}, {}, args.w1_stride};
+    typename W::Rows rows{};
+    rows.stride = args.w1_stride;
     for (int a = 0; a < 2; ++a) {
       const int before = H::matrices == 2 ? 0 : a * amx::kRows;  // rows of the same block in the first tile
-      rows.first[a] = H::template block<uint16>(args.w1, args.w1_up, offset, to_row, H::matrices == 2 ? a : 0, i, inner) +
+      rows.first[a] = H::template block<typename W::Element>(args.w1, args.w1_up, offset, to_row, H::matrices == 2 ? a : 0, i, inner) +
                       before * to_row;
+      if constexpr (Config::quantized)
+        rows.blocks[a].weights =
+            first_scales<Config>(args, expert, H::row(H::matrices == 2 ? a : 0, i, inner) + before);
       const int64 there = left - before;
       rows.num_rows[a] = there < 0 ? 0 : there < amx::kRows ? int(there) : amx::kRows;
     }
     return rows;
   };
-  constexpr bool is_affine = Config::has_bias || Config::weight_on_input;
+  constexpr bool scales_rows = Config::quantized && Config::block_k == 0;
+  constexpr bool is_affine = Config::has_bias || Config::weight_on_input || scales_rows;
   if constexpr (is_affine) {
     epilogue::fill(1.0f, 2 * amx::kRows, s->affine.row_scale);
     epilogue::fill(0.0f, 2 * amx::kRows, s->affine.bias);
@@ -181,6 +197,12 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
         amx_form<W>(rows_of(group.expert, step), has_next ? &next : nullptr, panel, panel_units * amx::kTokens, num_tiles,
                     hidden, s->sums, s->staged);
         // Epilogue.
+        if constexpr (scales_rows) {
+          const auto rows = rows_of(group.expert, step);
+          for (int a = 0; a < 2; ++a)
+            for (int n = 0; n < rows.num_rows[a]; ++n)
+              rows.blocks[a].template read<typename W::W>(n, 0, 1, s->affine.row_scale + a * amx::kRows + n, nullptr);
+        }
         if constexpr (Config::has_bias) {
           const int64 i = step * step_rows;
           const int64 left = H::rows_per_i * (inner - i);

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+// Quantized weights as tiles (amx_form.hpp): codes become bf16 in the staging buffer, once for all tokens of an expert.
+//
+// Scales of blocks of K multiply the codes there, and the product is rounded to bf16 (half away from zero; exact for
+// E8M0 scales). Block sizes are multiples of 32. One scale for all of K is left to the epilogue.
+#pragma once
+
+#include <jitmoe/cpu/amx_form.hpp>
+#include <jitmoe/cpu/scales.hpp>
+
+namespace jitmoe::cpu {
+
+template <class Config> struct TileCodes {
+  using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
+  using W = Codes<S, Config::encoding, Config::has_zero_point>;
+  using B = Blocks<Config>;
+  using Element = uint8;
+  static constexpr bool in_place = false;
+  static_assert(B::block_k % amx::kStep == 0, "a tile row belongs to one block");
+
+  struct Rows {
+    const uint8* first[2];
+    int num_rows[2];
+    int64 stride;  // bytes between two rows
+    B blocks[2];
+  };
+
+  static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged) {
+    const int64 row_bytes = ceil_div(k * W::bits, 8);
+#pragma clang loop unroll(disable)
+    for (int row = 0; row < 2 * amx::kRows; ++row) {
+      const int a = row / amx::kRows, n = row % amx::kRows;
+      uint16* const to = staged + row * kStagedK;
+      if (n >= w.num_rows[a]) {
+        for (int64 i = 0; i < num_k; i += amx::kStep) store(to + i, S::units(0u));
+        continue;
+      }
+      const uint8* const codes = w.first[a] + n * w.stride;
+      int64 block = -1;
+      float scale = 1.0f;
+      uint32 zero = 0;
+#pragma clang loop unroll(disable)
+      for (int64 i = 0; i < num_k; i += amx::kStep) {
+        const int64 here = B::block_k == 0 ? 0 : (k0 + i) / (B::block_k == 0 ? 1 : B::block_k);
+        if ((B::block_k != 0 || B::has_zero_point) && here != block) {
+          block = here;
+          w.blocks[a].template read<W>(n, block, 1, &scale, &zero);
+        }
+        const int64 at = (k0 + i) * W::bits / 8;
+        const uint8* from = codes + at;
+        uint8 tail[W::step_bytes];
+        if (at + W::step_bytes > row_bytes) {
+          copy_tail(from, row_bytes - at, tail, W::step_bytes);
+          from = tail;
+        }
+        auto pairs = W::load(from, zero);
+        if constexpr (B::block_k != 0) {
+          const auto even = bit_cast<S::floats>(pairs << 16) * scale;
+          const auto odd = bit_cast<S::floats>(pairs & 0xffff0000u) * scale;
+          pairs = ((bit_cast<S::units>(even) + 0x8000u) >> 16) | ((bit_cast<S::units>(odd) + 0x8000u) & 0xffff0000u);
+        }
+        store(to + i, pairs);
+      }
+    }
+  }
+
+  static Lines lines(const Rows& w, int64 k0, int64 num_k) {
+    const int64 from = k0 * W::bits / 8;
+    return Lines::of_rows(w.first[0] + from, w.first[1] + from, ceil_div(num_k * W::bits, 8), w.stride, amx::kRows);
+  }
+};
+
+// The tiles of a GEMM of `Config` with weights of that layout.
+template <class Config, Layout layout>
+using TilesOf = typename Conditional<Config::quantized, TileCodes<Config>,
+                                     TileWeights<Simd<CpuIsa::amx_bf16, DType::bf16>, layout>>::type;
+
+}  // namespace jitmoe::cpu
