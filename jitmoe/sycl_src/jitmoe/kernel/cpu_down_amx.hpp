@@ -176,9 +176,10 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         // Epilogue.
         if constexpr (scales_rows) {
           const auto rows = rows_of(group.expert, n);
+          uint32 unused;  // zero points are subtracted where codes are staged
           for (int a = 0; a < 2; ++a)
             for (int i = 0; i < rows.num_rows[a]; ++i)
-              rows.blocks[a].template read<typename W::W>(i, 0, 1, s->affine.row_scale + a * amx::kRows + i, nullptr);
+              rows.blocks[a].template read<typename W::W>(i, 0, 1, s->affine.row_scale + a * amx::kRows + i, &unused);
         }
         if constexpr (Config::has_bias)
           epilogue::copy_floats<Config::bias_dtype>(args.w2_bias, group.expert * int64(args.hidden_size) + h0 + n,

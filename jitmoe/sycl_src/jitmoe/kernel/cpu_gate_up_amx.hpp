@@ -3,8 +3,9 @@
 //
 // | tensor        | shape                | dtype | layout, owner
 // | hidden_states | [M][H]               | bf16  | row stride x_row_stride, dense rows; caller's
-// | w1            | [E][2I][H]           | bf16, codes | expert stride (codes: bytes), and w1_stride between rows (nk) or between columns of
-// |               |                      |       | the dense dimension (kn); caller's
+// | w1            | [E][2I][H]           | bf16  | expert stride, and w1_stride between rows (nk) or between columns of
+// |               |                      |       | the dense dimension (kn); caller's; if quantized: codes, with
+// |               |                      |       | w1_scale and w1_zero_point as in cpu_gate_up.hpp
 // | w1_up, w1_bias, topk_weights         |       | as in cpu_gate_up.hpp
 // | topk_ids, expert_map                 |       | read if few_pairs; caller's
 // | sorted_pairs, groups                 |       | read otherwise; workspace, from route_serial
@@ -138,11 +139,11 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
     rows.stride = args.w1_stride;
     for (int a = 0; a < 2; ++a) {
       const int before = H::matrices == 2 ? 0 : a * amx::kRows;  // rows of the same block in the first tile
-      rows.first[a] = H::template block<typename W::Element>(args.w1, args.w1_up, offset, to_row, H::matrices == 2 ? a : 0, i, inner) +
+      const int m = H::matrices == 2 ? a : 0;
+      rows.first[a] = H::template block<typename W::Element>(args.w1, args.w1_up, offset, to_row, m, i, inner) +
                       before * to_row;
       if constexpr (Config::quantized)
-        rows.blocks[a].weights =
-            first_scales<Config>(args, expert, H::row(H::matrices == 2 ? a : 0, i, inner) + before);
+        rows.blocks[a].weights = first_scales<Config>(args, expert, H::row(m, i, inner) + before);
       const int64 there = left - before;
       rows.num_rows[a] = there < 0 ? 0 : there < amx::kRows ? int(there) : amx::kRows;
     }
@@ -199,9 +200,10 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
         // Epilogue.
         if constexpr (scales_rows) {
           const auto rows = rows_of(group.expert, step);
+          uint32 unused;  // zero points are subtracted where codes are staged
           for (int a = 0; a < 2; ++a)
             for (int n = 0; n < rows.num_rows[a]; ++n)
-              rows.blocks[a].template read<typename W::W>(n, 0, 1, s->affine.row_scale + a * amx::kRows + n, nullptr);
+              rows.blocks[a].template read<typename W::W>(n, 0, 1, s->affine.row_scale + a * amx::kRows + n, &unused);
         }
         if constexpr (Config::has_bias) {
           const int64 i = step * step_rows;
