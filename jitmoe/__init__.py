@@ -23,6 +23,7 @@ from jitmoe.api_routing import (
 from jitmoe.checkpoints import fold_k_order, load_awq, load_fp8, load_gptq, load_int4, load_mxfp4, load_mxfp8, row_order
 from jitmoe.errors import ArgumentError, JitMoEError
 from jitmoe.formats import Encoding, WeightFormat
+from jitmoe.forward import fused_moe_forward
 from jitmoe.grouped_gemm import grouped_gemm_moe
 from jitmoe.quantize import (
     quantize_fp8,
@@ -54,6 +55,7 @@ __all__ = [
     "explain",
     "fold_k_order",
     "fused_moe",
+    "fused_moe_forward",
     "grouped_gemm_moe",
     "grouped_topk",
     "load_awq",

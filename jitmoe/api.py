@@ -9,6 +9,7 @@ from jitmoe import arguments, calls, tensors
 from jitmoe.arguments import FusedMoEOptions
 from jitmoe.arguments_routed import RoutedOptions, routed_moe_problem, routed_options
 from jitmoe.errors import ArgumentError
+from jitmoe.grouped_gemm import routed_grouped_gemm
 from jitmoe.operation import Problem
 from jitmoe.problem import FUSED_MOE
 from jitmoe.quantized import QuantizedTensor
@@ -179,6 +180,7 @@ def fused_moe(
     inplace: bool = False,
     out: Any = None,
     queue: Any = None,
+    top_k: int | None = None,
 ) -> Any:
     """Returns y[t] = sum_j topk_weights[t, j] * (act(x[t] Wgate^T) * (x[t] Wup^T)) Wdown^T of expert topk_ids[t, j].
 
@@ -224,6 +226,10 @@ def fused_moe(
         queue: run on this queue (a ``dpctl.SyclQueue``, ``torch.xpu.Stream`` or the address of a ``sycl::queue``)
             instead of torch's current XPU stream, the queue of the USM memory, or the default CPU queue. The device
             must be able to reach the tensors. The caller waits for the queue, and keeps the tensors alive until then.
+        top_k: makes this another op, ``fused_moe(tokens, expert_weights, routing_weights, top_k=8)``: tokens
+            [B, S, H] (or [M, H]) times one matrix per expert, expert_weights [E, H, D], summed over the top_k largest
+            of a token's routing_weights [B * S, E] (the lower index first among equal ones), which are the factors as
+            they are. Returns [B, S, D]. Takes ``out`` and ``queue`` besides.
 
     Returns:
         The result, like ``hidden_states`` in shape and dtype. Calls on torch CPU tensors return when it is there
@@ -243,6 +249,21 @@ def fused_moe(
         if out is not None:
             raise ArgumentError(argument="out", got="a tensor together with inplace=True", expected="one of the two")
         out = hidden_states
+    if top_k is not None:
+        others = {
+            "topk_weights": topk_weights, "topk_ids": topk_ids, "router_logits": router_logits, "routing": routing,
+            "correction_bias": correction_bias, "shared_weights": shared_weights, "swiglu_limit": swiglu_limit,
+            "w1_up": w1_up, "w1_bias": w1_bias, "w2_bias": w2_bias, "input_quant": input_quant, "a1_scale": a1_scale,
+            "a2_scale": a2_scale, "expert_map": expert_map, "renormalize": renormalize or None,
+            "num_shared_experts": num_shared_experts or None, "interleaved": interleaved or None,
+            "apply_router_weight_on_input": apply_router_weight_on_input or None, "inplace": inplace or None,
+            "activation": None if activation == "silu" else activation,
+            "swiglu_alpha": None if swiglu_alpha == 1.702 else swiglu_alpha,
+        }  # fmt: skip
+        for name, value in others.items():
+            if value is not None:
+                raise ArgumentError(argument=name, got="a value", expected="none: with top_k there is one GEMM alone")
+        return routed_grouped_gemm(hidden_states, w1, w2, top_k, out, queue)
     op, given, options = _collect(
         *(hidden_states, w1, w2, topk_weights, topk_ids, activation, swiglu_alpha, swiglu_limit, interleaved, w1_up),
         *(w1_bias, w2_bias, apply_router_weight_on_input, input_quant, a1_scale, a2_scale, expert_map, out),

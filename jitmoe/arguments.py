@@ -383,11 +383,10 @@ def grouped_gemm_problem(
     weights, ids = tensors["topk_weights"], tensors["topk_indices"]
     assert a is not None and b is not None and d is not None and weights is not None and ids is not None
     b_shape = "[E, N, K]" if trans_b else "[E, K, N]"
-    for name, info, expected, rank in (
-        *(("A", a, "[M, K]", 2), ("B", b, b_shape, 3), ("D", d, "[M, N]", 2)),
-        *(("topk_weights", weights, "[M, top_k]", 2), ("topk_indices", ids, "[M, top_k]", 2)),
-    ):
-        check_rank(name, info, expected, rank)
+    check_rank("A", a, "[M, K] or [B, S, K]", 2, 3)
+    check_rank("B", b, b_shape, 3)
+    check_rank("topk_weights", weights, "[M, top_k]", 2)
+    check_rank("topk_indices", ids, "[M, top_k]", 2)
     dtype = check_dtype("A", a, COMPUTE_DTYPES)
     check_dtype("B", b, (dtype,))
     check_dtype("D", d, (dtype,))
@@ -403,7 +402,7 @@ def grouped_gemm_problem(
         swapped = dataclasses.replace(b, shape=(experts, columns, rows), strides=(to_expert, to_column, to_row))
     else:
         swapped = b
-    num_tokens, k = a.shape
+    num_tokens, k = math.prod(a.shape[:-1]), a.shape[-1]
     num_experts, n, b_k = swapped.shape
     if k == 0:
         raise ArgumentError(argument="A", got=f"shape {shape_text(a)}", expected="K >= 1")
@@ -413,8 +412,8 @@ def grouped_gemm_problem(
             got=f"shape {shape_text(b)}",
             expected=f"{b_shape} with E, N >= 1 and K = {k} (trans_b={trans_b})",
         )
-    if d.shape != (num_tokens, n):
-        raise ArgumentError(argument="D", got=f"shape {shape_text(d)}", expected=f"[M, N] = [{num_tokens}, {n}]")
+    if d.shape != (*a.shape[:-1], n):
+        raise ArgumentError(argument="D", got=f"shape {shape_text(d)}", expected=f"[M, N] = {[*a.shape[:-1], n]}")
     if ids.shape != (num_tokens, top_k):
         raise ArgumentError(
             argument="topk_indices", got=f"shape {shape_text(ids)}", expected=f"[M, top_k] = [{num_tokens}, {top_k}]"

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""``grouped_gemm_moe``: one batched GEMM over experts with the weighted sum over each row's experts."""
+"""``grouped_gemm_moe``: one batched GEMM over experts with the weighted sum over each row's experts; also routed."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
-from jitmoe import arguments, calls
+from jitmoe import arguments, calls, tensors
+from jitmoe.api_routing import route
 from jitmoe.errors import ArgumentError
 from jitmoe.grouped_problem import GROUPED_GEMM
 from jitmoe.operation import Problem
+from jitmoe.problem import COMPUTE_DTYPES
+from jitmoe.routing import MAX_TOP_K, Routing, Scoring
 
 
 class GroupedGemmOptions(NamedTuple):
@@ -50,10 +54,10 @@ def grouped_gemm_moe(
     its two matrix dimensions is dense.
 
     Args:
-        A: [M, K], bfloat16, float16 or float32, dense rows; tensors of the kinds that ``fused_moe`` takes.
+        A: [M, K] or [B, S, K], bfloat16, float16 or float32, dense rows; tensors of the kinds that ``fused_moe`` takes.
         B: [E, K, N], or [E, N, K] with ``trans_b``; same dtype. Unit stride in one of the last two dimensions.
         C: bias [E, N], same dtype or float32, dense; or None.
-        D: [M, N], the output, same dtype, dense rows; must not overlap the inputs.
+        D: [M, N] or [B, S, N], the output, same dtype, dense rows; must not overlap the inputs.
         topk_weights: [M, top_k], bfloat16, float16, float32 or float64.
         topk_indices: [M, top_k], int32 or int64; an index outside [0, E) contributes nothing.
         top_k: experts per row.
@@ -68,3 +72,43 @@ def grouped_gemm_moe(
         raise ArgumentError(argument="top_k", got=repr(top_k), expected="a whole number >= 1")
     options = GroupedGemmOptions(top_k, arguments.check_flag("trans_b", trans_b))
     calls.run(_GROUPED_GEMM, (A, B, C, D, topk_weights, topk_indices), options, queue)
+
+
+def routed_grouped_gemm(
+    tokens: Any, expert_weights: Any, routing_weights: Any, top_k: Any, out: Any, queue: Any
+) -> Any:
+    """Returns [B, S, D]: each token times the matrices of the ``top_k`` experts with the largest routing weights.
+
+    Args:
+        tokens: [B, S, H] or [M, H]. expert_weights: [E, H, D]. routing_weights: [B * S, E].
+        out: write the result there and return it.
+    """
+    facts = {}
+    for name, value, shape, ranks in (
+        ("tokens", tokens, "[B, S, H] or [M, H]", (2, 3)),
+        ("expert_weights", expert_weights, "[E, H, D] for one GEMM with top_k", (3,)),
+        ("routing_weights", routing_weights, "[B * S, E] for one GEMM with top_k", (2,)),
+    ):
+        facts[name] = tensors.describe(name, tensors.adopt(name, value))
+        arguments.check_rank(name, facts[name], shape, *ranks)
+    dtype = arguments.check_dtype("tokens", facts["tokens"], COMPUTE_DTYPES)
+    num_experts, _, width = facts["expert_weights"].shape
+    wanted = (math.prod(facts["tokens"].shape[:-1]), num_experts)
+    if facts["routing_weights"].shape != wanted:
+        got = arguments.shape_text(facts["routing_weights"])
+        raise ArgumentError(argument="routing_weights", got=f"shape {got}", expected=f"[B * S, E] = {list(wanted)}")
+    most = min(num_experts, MAX_TOP_K)
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= most:
+        raise ArgumentError(argument="top_k", got=repr(top_k), expected=f"a whole number from 1 to {most}")
+    weights, ids = route(routing_weights, Routing(top_k=top_k, scoring=Scoring.NONE), queue=queue)
+    tokens = tensors.adopt("tokens", tokens)
+    if out is None:
+        out = tensors.empty(tokens, (*facts["tokens"].shape[:-1], width), dtype)
+    try:
+        grouped_gemm_moe(tokens, expert_weights, None, out, weights, ids, top_k, queue=queue)
+    except ArgumentError as error:
+        names = {"A": "tokens", "B": "expert_weights", "D": "out"}
+        raise ArgumentError(
+            argument=names.get(error.argument, error.argument), got=error.got, expected=error.expected
+        ) from None
+    return out

@@ -265,27 +265,28 @@ def grouped_gemm_moe(
     """Returns D[t] = sum_j topk_weights[t, j] * (A[t] B_e + C_e) of expert e = topk_indices[t, j].
 
     Args:
-        A: [M, K]. B: [E, K, N], or [E, N, K] with ``trans_b`` (B_e^T is multiplied). C: [E, N], or None.
+        A: [M, K] or [B, S, K]. B: [E, K, N], or [E, N, K] with ``trans_b`` (B_e^T is multiplied). C: [E, N], or None.
         topk_weights, topk_indices: [M, k]; indices outside [0, E) contribute nothing.
         compute_dtype: of every intermediate; None for float32.
 
     Returns:
-        [M, N], A's dtype; ``compute_dtype`` if that is float64. Differentiable.
+        A's shape and dtype with N columns; ``compute_dtype`` if that is float64. Differentiable.
     """
     import torch
 
     compute = torch.float32 if compute_dtype is None else compute_dtype
     matrices = B.mT if trans_b else B
-    d = torch.zeros((A.shape[0], matrices.shape[2]), dtype=compute, device=A.device)
+    x = A.reshape(-1, A.shape[-1])
+    d = torch.zeros((x.shape[0], matrices.shape[2]), dtype=compute, device=A.device)
     for expert in torch.unique(topk_indices).tolist():
         if not 0 <= expert < B.shape[0]:
             continue
         tokens, slots = torch.where(topk_indices == expert)
-        rows = A[tokens].to(compute) @ matrices[expert].to(compute)
+        rows = x[tokens].to(compute) @ matrices[expert].to(compute)
         if C is not None:
             rows = rows + C[expert].to(compute)
         d = d.index_add(0, tokens, rows * topk_weights[tokens, slots].to(compute).unsqueeze(-1))
-    return d if compute == torch.float64 else d.to(A.dtype)
+    return (d if compute == torch.float64 else d.to(A.dtype)).reshape(*A.shape[:-1], d.shape[1])
 
 
 def adjust_routing(

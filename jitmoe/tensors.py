@@ -97,6 +97,15 @@ class UsmArray:
             "syclobj": base["syclobj"],
         }
 
+    @property
+    def mT(self) -> UsmArray:
+        """The same memory with the last two dimensions swapped."""
+
+        def swapped(values: tuple[int, ...]) -> tuple[int, ...]:
+            return (*values[:-2], values[-1], values[-2])
+
+        return UsmArray(self.memory, swapped(self.shape), self.dtype, swapped(self.strides))
+
     def __repr__(self) -> str:
         return f"UsmArray(shape={self.shape}, dtype={self.dtype.value!r}, strides={self.strides})"
 

@@ -162,7 +162,7 @@ def wrong_calls() -> dict[str, tuple[dict[str, Any], str]]:
     return {
         name: ({**named, **changes}, text)
         for name, (changes, text) in {
-            "no matrix": ({"A": a[0]}, r"A: expected \[M, K\], got shape \[8\]"),
+            "no matrix": ({"A": a[0]}, r"A: expected \[M, K\] or \[B, S, K\], got shape \[8\]"),
             "dtype of B": ({"B": b.float()}, "B: expected dtype bf16, got dtype torch.float32"),
             "dtype of A": ({"A": a.double()}, "A: expected dtype bf16, fp16, fp32, got dtype torch.float64"),
             "B the other way round": ({"trans_b": True}, r"B: expected \[E, N, K\] with E, N >= 1 and K = 8"),
