@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """MoE layers by model: a built-in table, and a reader of Hugging Face ``config.json`` files. No torch, no network.
 
-A ``MoEModel`` says what the experts of a model need from ``fused_moe``: sizes, dtype, activation, weight layout. What
-jitmoe has no kernels for is part of the value (``obstacles``), so that nobody warms up something else by mistake.
+A ``MoEModel`` says what the experts of a model ask of ``fused_moe``: sizes, dtype, activation, layouts, weight formats.
+What cannot be asked for is part of the value (``obstacles``), so that nobody warms up something else by mistake.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jitmoe.errors import JitMoEError, UnsupportedProblemError
-from jitmoe.problem import COMPUTE_DTYPES, Activation, DType, Layout, MoEProblem
+from jitmoe.formats import WeightFormat
+from jitmoe.model_formats import NAMED, ExpertFormats, formats_of
+from jitmoe.problem import COMPUTE_DTYPES, Activation, DType, GateUp, Layout, MoEProblem
 
 CONFIG_NAME = "config.json"
 
@@ -46,14 +48,16 @@ class MoEModel:
     intermediate_size: int  # I, of one routed expert
     num_experts: int  # E, routed experts
     top_k: int  # k
-    dtype: DType = DType.BF16  # of hidden states and weights
-    activation: str = "silu"  # an Activation's value, or the name of one that jitmoe does not have yet
-    w1_layout: Layout = Layout.NK  # how the model's code holds the weights after loading
+    dtype: DType = DType.BF16  # of hidden states, plain weights and biases
+    activation: str = "silu"  # an Activation's value, or the name of one that jitmoe does not have
+    swiglu_alpha: float = 1.702
+    swiglu_limit: float | None = None
+    w1_layout: Layout = Layout.NK  # how the model's code holds plain weights after loading
     w2_layout: Layout = Layout.NK
-    is_gated: bool = True  # act(gate) * up; False: a single up projection
-    is_interleaved: bool = False  # gate and up rows alternate instead of lying one after the other
-    has_bias: bool = False  # per-expert biases
-    quantization: str = ""  # format of the expert weights that are to be used as they are; "" = plain numbers
+    gate_up: GateUp = GateUp.CONCATENATED
+    has_bias: bool = False  # per-expert biases of both matrices
+    router_weight_on_input: bool = False
+    formats: ExpertFormats = ExpertFormats()  # of quantized weights, which are [E, N, K] whatever the layouts say
     num_shared_experts: int = 0  # run by the model outside of fused_moe
     num_global_experts: int | None = None  # experts on all ranks, where these are one rank's part (expert parallel)
     routing: str = ""  # in words
@@ -61,25 +65,27 @@ class MoEModel:
 
     @property
     def obstacles(self) -> tuple[str, ...]:
-        """Why jitmoe has no kernels for this layer; empty if it has."""
+        """Why ``fused_moe`` cannot be asked for this layer; empty if it can. Devices may lack kernels all the same."""
         reasons = []
-        known = [activation.value for activation in (Activation.SILU, Activation.GELU, Activation.GELU_TANH)]
+        known = [activation.value for activation in Activation]
         if self.activation not in known:
-            reasons.append(f"activation {self.activation}: jitmoe has kernels for {', '.join(known)}")
-        if not self.is_gated:
-            reasons.append("experts without a gate projection: jitmoe's kernels compute act(gate) * up")
-        if self.is_interleaved:
-            reasons.append("gate and up projections interleaved row by row: jitmoe's kernels take one after the other")
-        if self.has_bias:
-            reasons.append("biases of the experts: jitmoe's kernels add none")
-        if self.quantization:
-            reasons.append(f"weights quantized as {self.quantization}: jitmoe has kernels for plain bf16, fp16, fp32")
+            reasons.append(f"activation {self.activation}: jitmoe has {', '.join(known)}")
+        if self.formats.unknown:
+            reasons.append(f"weights quantized as {self.formats.unknown}: no loader reads this format")
         if self.dtype not in COMPUTE_DTYPES:
             reasons.append(f"dtype {self.dtype.value}: jitmoe has kernels for bf16, fp16, fp32")
         return tuple(reasons)
 
+    @property
+    def stored_layouts(self) -> tuple[Layout, Layout]:
+        """Layouts of w1 and w2 as they lie in memory."""
+        return (
+            self.w1_layout if self.formats.w1 is None else Layout.NK,
+            self.w2_layout if self.formats.w2 is None else Layout.NK,
+        )
+
     def check(self) -> None:
-        """Raises ``UnsupportedProblemError`` if jitmoe has no kernels for this layer."""
+        """Raises ``UnsupportedProblemError`` if there are obstacles."""
         if self.obstacles:
             raise UnsupportedProblemError(problem=self.name, reasons=self.obstacles)
 
@@ -110,6 +116,16 @@ class MoEModel:
         """
         self.check()
         h, i = self.hidden_size, self.intermediate_size
+        rows = self.gate_up.rows(i)
+        (w1_layout, w2_layout), formats = self.stored_layouts, self.formats
+
+        def stride(n: int, k: int, layout: Layout, form: WeightFormat | None) -> int:
+            if form is not None:
+                return form.row_bytes(k)
+            return k if layout is Layout.NK else n
+
+        w1_stride, w2_stride = stride(rows, h, w1_layout, formats.w1), stride(h, i, w2_layout, formats.w2)
+        bias_dtype = self.dtype if self.has_bias else None
         return MoEProblem(
             num_tokens=num_tokens,
             hidden_size=h,
@@ -120,18 +136,28 @@ class MoEModel:
             activation=Activation(self.activation),
             topk_ids_dtype=topk_ids_dtype,
             topk_weights_dtype=topk_weights_dtype,
-            w1_layout=self.w1_layout,
-            w2_layout=self.w2_layout,
+            w1_layout=w1_layout,
+            w2_layout=w2_layout,
             num_global_experts=self.num_global_experts,
             x_row_stride=h,
             out_row_stride=h,
-            w1_expert_stride=2 * i * h,
-            w1_stride=h if self.w1_layout is Layout.NK else 2 * i,
-            w2_expert_stride=h * i,
-            w2_stride=i if self.w2_layout is Layout.NK else h,
+            w1_expert_stride=w1_stride * (rows if w1_layout is Layout.NK else h),
+            w1_stride=w1_stride,
+            w2_expert_stride=w2_stride * (h if w2_layout is Layout.NK else i),
+            w2_stride=w2_stride,
             topk_ids_row_stride=self.top_k,
             topk_weights_row_stride=self.top_k,
             base_alignment=base_alignment,
+            gate_up=self.gate_up,
+            swiglu_alpha=self.swiglu_alpha,
+            swiglu_limit=self.swiglu_limit,
+            w1_bias_dtype=bias_dtype,
+            w2_bias_dtype=bias_dtype,
+            router_weight_on_input=self.router_weight_on_input,
+            w1_quant=None if formats.w1 is None else formats.w1.dense(rows, h),
+            w2_quant=None if formats.w2 is None else formats.w2.dense(h, i),
+            input_quant=formats.input_quant,
+            input_block_k=0 if formats.input_quant is None or formats.w1 is None else formats.w1.block_k,
         )
 
     def __str__(self) -> str:
@@ -140,13 +166,26 @@ class MoEModel:
             f"{self.dtype.value} {self.activation}"
         )
 
+    @property
+    def features(self) -> str:
+        """What is special about the experts, in words."""
+        forms = tuple(dict.fromkeys(str(form) for form in (self.formats.w1, self.formats.w2) if form is not None))
+        words = [
+            *([f"limit {self.swiglu_limit:g}"] if self.swiglu_limit is not None else []),
+            *([self.gate_up.value] if self.gate_up is not GateUp.CONCATENATED else []),
+            *(["biases"] if self.has_bias else []),
+            *(["weight on input"] if self.router_weight_on_input else []),
+            *forms,
+            *([f"inputs {self.formats.input_quant.value}"] if self.formats.input_quant is not None else []),
+        ]
+        return ", ".join(words)
+
 
 # The built-in table. Sizes are those of the published config.json files; the layouts those of transformers 5.
 
 _SOFTMAX = "softmax, then top-k"
 _SIGMOID = "sigmoid with correction bias, then top-k"
-_FP8 = "the published checkpoint is FP8 in 128x128 blocks; these kernels take its weights converted to bf16"
-_LLAMA4 = "the router weight multiplies the input: scale hidden_states before the call and pass ones as topk_weights"
+_FP8 = "the published checkpoint is FP8 in 128x128 blocks: --format fp8-block; without, weights converted to bf16"
 
 
 def _row(name: str, h: int, i: int, e: int, k: int, **more: Any) -> MoEModel:
@@ -155,15 +194,16 @@ def _row(name: str, h: int, i: int, e: int, k: int, **more: Any) -> MoEModel:
 
 def _gpt_oss(name: str, num_experts: int) -> MoEModel:
     return _row(
-        name, 2880, 2880, num_experts, 4, activation="swiglu_oai", w1_layout=Layout.KN, w2_layout=Layout.KN,
-        is_interleaved=True, has_bias=True, quantization="mxfp4", routing="top-k, then softmax",
+        name, 2880, 2880, num_experts, 4, activation="swiglu_oai", swiglu_limit=7.0, w1_layout=Layout.KN,
+        w2_layout=Layout.KN, gate_up=GateUp.INTERLEAVED, has_bias=True, formats=NAMED["mxfp4"],
+        routing="top-k, then softmax",
     )  # fmt: skip
 
 
 def _llama4(name: str, num_experts: int) -> MoEModel:
     return _row(
         name, 5120, 8192, num_experts, 1, w1_layout=Layout.KN, w2_layout=Layout.KN, num_shared_experts=1,
-        routing="top-1, then sigmoid", note=_LLAMA4,
+        routing="top-1, then sigmoid", router_weight_on_input=True,
     )  # fmt: skip
 
 
@@ -197,7 +237,7 @@ MODELS: dict[str, MoEModel] = {
         _row("lfm2-8b-a1b", 2048, 1792, 32, 4, routing=_SIGMOID),
         _row("jamba-1.5-mini", 4096, 14336, 16, 2, routing=_SOFTMAX),
         _row("jamba-1.5-large", 8192, 24576, 16, 2, routing=_SOFTMAX),
-        _row("dbrx", 6144, 10752, 16, 4, routing=_SOFTMAX),
+        _row("dbrx", 6144, 10752, 16, 4, gate_up=GateUp.SEPARATE, w2_layout=Layout.KN, routing=_SOFTMAX),
         _llama4("llama-4-scout", 16),
         _llama4("llama-4-maverick", 128),
         _gpt_oss("gpt-oss-20b", 32),
@@ -281,8 +321,8 @@ def find_model(what: str) -> MoEModel:
     if quantized and _ALIASES.get(_plain(base), _plain(base)) in MODELS:
         raise ModelError(
             model=what,
-            reason=f"names a quantized checkpoint ({quantized.group(1)}) and jitmoe has no kernels for that format yet",
-            advice=f"For weights converted to bf16 when they are loaded: {_plain(base)}",
+            reason=f"names a quantized checkpoint ({quantized.group(1)}), whose format only its config.json says",
+            advice=f"Give that, or {_plain(base)} with --format (one of {', '.join(NAMED)})",
         )
     near = difflib.get_close_matches(plain, [*MODELS, *_ALIASES], n=3, cutoff=0.55)
     near = list(dict.fromkeys(_ALIASES.get(name, name) for name in near))
@@ -325,10 +365,12 @@ class _Family:
     shared: tuple[str, ...] = ()  # number of shared experts
     shared_size: tuple[str, ...] = ()  # or the width of the only one
     always_activation: str = ""  # whatever hidden_act says
-    layout: Layout = Layout.NK
-    is_gated: bool = True
-    is_interleaved: bool = False
+    limit: float | None = None  # where the config does not say swiglu_limit
+    w1_layout: Layout = Layout.NK
+    w2_layout: Layout = Layout.NK
+    gate_up: GateUp = GateUp.CONCATENATED
     has_bias: bool = False
+    router_weight_on_input: bool = False
     routing: str = _SOFTMAX
     note: str = ""
 
@@ -338,7 +380,9 @@ _DEEPSEEK = _Family(experts=("n_routed_experts", "num_experts", "num_local_exper
 _DEEPSEEK_V3 = dataclasses.replace(_DEEPSEEK, routing=_SIGMOID + " in groups")
 _LOCAL = _Family(intermediate=("intermediate_size",), experts=("num_local_experts", "num_experts"))
 _GRANITE = dataclasses.replace(_LOCAL, routing="top-k, then softmax", shared_size=("shared_intermediate_size",))
-_LLAMA4_FAMILY = dataclasses.replace(_LOCAL, layout=Layout.KN, routing="top-1, then sigmoid", note=_LLAMA4)
+_LLAMA4_FAMILY = dataclasses.replace(
+    _LOCAL, w1_layout=Layout.KN, w2_layout=Layout.KN, routing="top-1, then sigmoid", router_weight_on_input=True
+)
 
 _FAMILIES: dict[str, _Family] = {
     "mixtral": _LOCAL,
@@ -355,17 +399,17 @@ _FAMILIES: dict[str, _Family] = {
     "deepseek_v32": _DEEPSEEK_V3,
     "kimi_k2": _DEEPSEEK_V3,
     "glm_moe_dsa": _DEEPSEEK_V3,
-    "deepseek_v4": dataclasses.replace(
-        _DEEPSEEK_V3, always_activation="silu with clamped inputs", routing="sqrt-softplus, or a table by token"
-    ),
+    "deepseek_v4": dataclasses.replace(_DEEPSEEK_V3, routing="sqrt-softplus, or a table by token"),
     "llama4": _LLAMA4_FAMILY,
     "llama4_text": _LLAMA4_FAMILY,
     "gpt_oss": dataclasses.replace(
         _LOCAL,
         top_k=("num_experts_per_tok", "experts_per_token"),
         always_activation="swiglu_oai",
-        layout=Layout.KN,
-        is_interleaved=True,
+        limit=7.0,
+        w1_layout=Layout.KN,
+        w2_layout=Layout.KN,
+        gate_up=GateUp.INTERLEAVED,
         has_bias=True,
         routing="top-k, then softmax",
     ),
@@ -394,9 +438,18 @@ _FAMILIES: dict[str, _Family] = {
         experts=("moe_num_experts",),
         top_k=("moe_top_k",),
         activation=("ffn_act_fn",),
+        w2_layout=Layout.KN,
+        gate_up=GateUp.SEPARATE,
     ),
     "nemotron_h": dataclasses.replace(
-        _DEEPSEEK_V3, activation=("mlp_hidden_act", "hidden_act"), is_gated=False, routing=_SIGMOID
+        _DEEPSEEK_V3,
+        hidden=("moe_latent_size", "hidden_size"),
+        activation=("mlp_hidden_act", "hidden_act"),
+        gate_up=GateUp.UNGATED,
+        routing=_SIGMOID,
+    ),
+    "hunyuan_v1_moe": dataclasses.replace(
+        _LOCAL, experts=("num_experts",), top_k=("moe_topk", "num_experts_per_tok"), shared_size=("num_shared_expert",)
     ),
 }
 
@@ -410,6 +463,7 @@ _ACTIVATION_NAMES = {
     "gelu_new": Activation.GELU_TANH.value,
     "gelu_fast": Activation.GELU_TANH.value,
     "gelu_accurate": Activation.GELU_TANH.value,
+    "relu2": Activation.RELU2.value,
 }
 _DTYPE_NAMES = {
     "bfloat16": DType.BF16,
@@ -461,28 +515,34 @@ def model_of_config(config: Mapping[str, Any], *, name: str) -> MoEModel:
             value = where.get(key)
             if value is None:
                 continue
+            if isinstance(value, list) and value and all(item == value[0] for item in value):  # one per layer
+                value = value[0]
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ModelError(model=name, reason=f"{key} is {value!r}, expected one number >= 1")
             return value
         raise _missing(name, model_type, keys)
 
+    hidden_size, intermediate_size = number(family.hidden, text), number(family.intermediate, part)
+    dtype = _dtype_of(name, text, config)
     shared = [part[key] for key in family.shared if isinstance(part.get(key), int)]
     shared += [1 for key in family.shared_size if part.get(key)]
     return _checked(
         MoEModel(
             name=name,
-            hidden_size=number(family.hidden, text),
-            intermediate_size=number(family.intermediate, part),
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
             num_experts=number(family.experts, part),
             top_k=number(family.top_k, part),
-            dtype=_dtype_of(name, text, config),
+            dtype=dtype,
             activation=family.always_activation or _activation_of(name, part, family.activation),
-            w1_layout=family.layout,
-            w2_layout=family.layout,
-            is_gated=family.is_gated,
-            is_interleaved=family.is_interleaved,
+            swiglu_alpha=_number_of(name, text, "swiglu_alpha", 1.702),
+            swiglu_limit=_number_of(name, text, "swiglu_limit", family.limit),
+            w1_layout=family.w1_layout,
+            w2_layout=family.w2_layout,
+            gate_up=family.gate_up,
             has_bias=family.has_bias,
-            quantization=_quantization_of(text, config),
+            router_weight_on_input=family.router_weight_on_input,
+            formats=formats_of(text, config, dtype=dtype, w1_k=hidden_size, w2_k=intermediate_size),
             num_shared_experts=sum(shared),
             routing=family.routing,
             note=family.note,
@@ -544,19 +604,13 @@ def _dtype_of(name: str, *parts: Mapping[str, Any]) -> DType:
     return DType.BF16
 
 
-def _quantization_of(*parts: Mapping[str, Any]) -> str:
-    """Returns a short name of the weights' format, or "" for plain numbers."""
-    for part in parts:
-        for key in ("quantization_config", "compression_config", "quantization"):
-            found = part.get(key)
-            if not isinstance(found, Mapping) or not found:
-                continue
-            words = [str(found.get("quant_method") or found.get("quant_algo") or found.get("format") or "unknown")]
-            if found.get("bits"):
-                words.append(f"{found['bits']} bits")
-            if found.get("weight_block_size"):
-                words.append("blocks of " + "x".join(str(size) for size in found["weight_block_size"]))
-            if found.get("group_size"):
-                words.append(f"groups of {found['group_size']}")
-            return " ".join(words)
-    return ""
+_Number = TypeVar("_Number", float, "float | None")
+
+
+def _number_of(name: str, part: Mapping[str, Any], key: str, default: _Number) -> float | _Number:
+    value = part.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ModelError(model=name, reason=f"{key} is {value!r}, expected a number > 0")
+    return float(value)

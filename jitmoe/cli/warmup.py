@@ -20,6 +20,7 @@ from jitmoe.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USA
 from jitmoe.compilers.base import parallel_jobs
 from jitmoe.device import DeviceKind
 from jitmoe.errors import ArgumentError, JitMoEError, RuntimeUnavailableError, UnsupportedProblemError
+from jitmoe.model_formats import NAMED, PLAIN
 from jitmoe.models import MODELS, ModelError, MoEModel, find_model
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan import planner_for
@@ -179,6 +180,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="of tokens and weights (default: the model's)")
     what.add_argument(
+        "--format",
+        choices=list(NAMED),
+        help="of quantized weights (default: what the config.json says; with --dtype: none)",
+    )
+    what.add_argument(
         "--layout",
         choices=[layout.value for layout in Layout],
         help="of both weights: nk = [E, N, K] as in checkpoints, kn = transposed (default: the model's)",
@@ -256,7 +262,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _prepare(options: argparse.Namespace, settings: knobs.Knobs, model: MoEModel, targets: Sequence[Target]) -> int:
-    print(f"{model.name}: {model}, {_layout_words(model)}")
+    print(", ".join(filter(None, (f"{model.name}: {model}", model.features, _layout_words(model)))))
     if model.note:
         print(f"note: {model.note}")
     weights = options.weights or tuple(dict.fromkeys((DType.FP32, model.dtype)))
@@ -291,18 +297,21 @@ def _model(options: argparse.Namespace) -> MoEModel:
     changes: dict[str, object] = {}
     if options.dtype:
         # An explicit dtype says that the weights are converted when they are loaded.
-        changes.update(dtype=DType(options.dtype), quantization="")
+        changes.update(dtype=DType(options.dtype), formats=PLAIN)
+    if options.format:
+        changes.update(formats=NAMED[options.format])
     if options.layout:
         changes.update(w1_layout=Layout(options.layout), w2_layout=Layout(options.layout))
     if options.expert_map:
         changes.update(num_global_experts=model.num_experts)
-    quantized = model.quantization and not options.dtype
     model = dataclasses.replace(model, **changes)  # type: ignore[arg-type]
+    if Layout.KN.value == options.layout and model.stored_layouts != (Layout.KN, Layout.KN):
+        raise ArgumentError(argument="--layout", got="kn", expected="nk: quantized weights are [E, N, K]")
     model = model.sharded(tensor_parallel=options.tp, expert_parallel=options.ep)
     try:
         model.check()
     except UnsupportedProblemError as error:
-        if quantized and not dataclasses.replace(model, quantization="").obstacles:
+        if model.formats.unknown and not dataclasses.replace(model, formats=PLAIN).obstacles:
             reasons = (*error.reasons, "if the weights are converted when they are loaded, say so: --dtype bf16")
             raise UnsupportedProblemError(problem=error.problem, reasons=reasons) from None
         raise
@@ -311,9 +320,10 @@ def _model(options: argparse.Namespace) -> MoEModel:
 
 def _layout_words(model: MoEModel) -> str:
     words = {Layout.NK: "[E, N, K]", Layout.KN: "[E, K, N]"}
-    text = f"weights {words[model.w1_layout]}"
-    if model.w2_layout is not model.w1_layout:
-        text += f" and {words[model.w2_layout]}"
+    w1_layout, w2_layout = model.stored_layouts
+    text = f"weights {words[w1_layout]}"
+    if w2_layout is not w1_layout:
+        text += f" and {words[w2_layout]}"
     if model.num_global_experts is not None:
         text += f", expert map of {model.num_global_experts}"
     return text
@@ -323,7 +333,7 @@ def _print_models() -> None:
     rows = []
     for model in MODELS.values():
         sizes = [str(n) for n in (model.hidden_size, model.intermediate_size, model.num_experts, model.top_k)]
-        rows.append([model.name, *sizes, model.activation, "; ".join(f"no kernels: {o}" for o in model.obstacles[:1])])
+        rows.append([model.name, *sizes, model.activation, model.features])
     table = terminal.text_table(
         rows, header=("MODEL", "H", "I", "E", "k", "ACTIVATION", ""), right=(1, 2, 3, 4), indent=0
     )

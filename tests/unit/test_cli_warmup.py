@@ -153,7 +153,7 @@ def test_without_a_place_to_store_it_refuses(compiler, capsys, monkeypatch, tmp_
     ("arguments", "words"),
     [
         (["qwen3-30b"], "Did you mean qwen3-30b-a3b"),
-        (["gpt-oss-20b"], "swiglu_oai"),
+        (["gpt-oss-20b", "--layout", "kn"], "quantized weights are"),
         (["mixtral-8x7b", "--device", "bgm-g21"], "did you mean bmg-g21"),
         (["mixtral-8x7b", "--device", "bmg-g21", "--tp", "3"], "cannot be split tensor parallel into 3"),
     ],
@@ -170,21 +170,29 @@ def test_wrong_command_lines_end_with_2(arguments, capsys):
     assert caught.value.code == 2
 
 
-def test_quantized_config_needs_an_explicit_dtype(compiler, capsys, tmp_path):
+def test_a_format_without_loader_needs_an_explicit_dtype(compiler, capsys, tmp_path):
     path = tmp_path / "config.json"
     config = {"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128, "num_local_experts": 4,
-              "num_experts_per_tok": 2, "quantization_config": {"quant_method": "fp8"}}  # fmt: skip
+              "num_experts_per_tok": 2, "quantization_config": {"quant_method": "bitsandbytes"}}  # fmt: skip
     path.write_text(json.dumps(config))
     assert warmup.main([str(path), "--device", "bmg-g21"]) == 2
     assert "--dtype bf16" in capsys.readouterr().err
     assert warmup.main([str(path), "--device", "bmg-g21", "--dtype", "bf16", "--dry-run"]) == 0
 
 
-def test_the_table_is_shown_with_what_has_no_kernels(capsys):
+def test_gpt_oss_in_bf16_has_all_its_features(compiler, capsys):
+    assert warmup.main(["gpt-oss-20b", "--device", "bmg-g21", "--dtype", "bf16", "--tokens", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "swiglu_oai, limit 7, interleaved, biases, weights [E, K, N]" in out
+    gate_up = [request.spec for request in compiler.requests if "gate_up" in request.spec]
+    assert gate_up and all("swiglu_oai" in spec and "interleaved" in spec for spec in gate_up)
+
+
+def test_the_table_is_shown_with_its_features(capsys):
     assert warmup.main(["--list-models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(MODELS) + 1
-    assert sum("no kernels" in line for line in lines) == 2
+    assert any("gpt-oss-20b" in line and "e2m1/1x32/e8m0" in line for line in lines)
 
 
 def test_default_device_is_the_gpu_then_the_cpu(monkeypatch):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from jitmoe.errors import UnsupportedProblemError
+from jitmoe.formats import WHOLE, Encoding, InputQuant
+from jitmoe.model_formats import NAMED, PLAIN
 from jitmoe.models import MODELS, ModelError, find_model, model_of_config, read_config
-from jitmoe.problem import Activation, DType, Layout
+from jitmoe.problem import Activation, DType, GateUp, Layout, MoEProblem
 
 # What the MoE part of published config.json files says, and (H, I, E, k) of it.
 CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
@@ -99,6 +102,16 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
     ),
 }  # fmt: skip
 MIXTRAL = CONFIGS["mixtral-8x7b"][0]
+GPT_OSS = {"model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880, "num_local_experts": 32,
+           "experts_per_token": 4, "hidden_act": "silu", "swiglu_limit": 7.0}  # fmt: skip
+
+
+def problem_of(config: dict[str, Any], **quantization: Any) -> MoEProblem:
+    """What a config stands for, with that quantization_config."""
+    whole = {**config, "quantization_config": quantization} if quantization else config
+    return model_of_config(whole, name="x").problem(
+        5, topk_ids_dtype=DType.INT32, topk_weights_dtype=DType.FP32, base_alignment=64
+    )
 
 
 def sizes(model: Any) -> tuple[int, int, int, int]:
@@ -115,13 +128,11 @@ def test_a_config_gives_the_sizes_of_the_table(name):
     assert not model.obstacles
 
 
+@pytest.mark.parametrize("kind", ["as it is", *NAMED])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_of_the_table_makes_a_problem_or_says_why_not(name):
-    model = MODELS[name]
-    if model.obstacles:
-        with pytest.raises(UnsupportedProblemError, match=name):
-            model.check()
-        return
+def test_every_model_of_the_table_makes_a_dense_problem_in_every_format(name, kind):
+    model = MODELS[name] if kind == "as it is" else dataclasses.replace(MODELS[name], formats=NAMED[kind])
+    assert not model.obstacles
     problem = model.problem(5, topk_ids_dtype=DType.INT32, topk_weights_dtype=DType.FP32, base_alignment=64)
     assert problem.num_pairs == 5 * model.top_k
     dense = problem.resized(
@@ -162,7 +173,7 @@ def test_a_typo_is_answered_with_near_names():
 
 
 def test_a_quantized_checkpoint_is_not_taken_for_the_plain_one():
-    with pytest.raises(ModelError, match="no kernels for that format yet"):
+    with pytest.raises(ModelError, match=r"only its config.json says[\s\S]*qwen3-30b-a3b with --format"):
         find_model("Qwen/Qwen3-30B-A3B-Instruct-2507-FP8")
 
 
@@ -232,6 +243,7 @@ def test_an_unknown_model_type_is_refused_by_name():
         ("gelu", "gelu"),
         ("gelu_pytorch_tanh", "gelu_tanh"),
         ("gelu_new", "gelu_tanh"),
+        ("relu2", "relu2"),
     ],
 )
 def test_activation_names(hidden_act, activation):
@@ -239,7 +251,7 @@ def test_activation_names(hidden_act, activation):
     assert model.activation == Activation(activation).value
 
 
-@pytest.mark.parametrize("hidden_act", ["relu2", "quick_gelu", "xielu"])
+@pytest.mark.parametrize("hidden_act", ["quick_gelu", "xielu"])
 def test_an_activation_without_kernels_is_an_obstacle(hidden_act):
     model = model_of_config({**MIXTRAL, "hidden_act": hidden_act}, name="x")
     with pytest.raises(UnsupportedProblemError, match=f"activation {hidden_act}"):
@@ -266,34 +278,151 @@ def test_a_dtype_without_kernels_is_refused():
         model_of_config({**MIXTRAL, "torch_dtype": "float8_e4m3fn"}, name="x")
 
 
-def test_gpt_oss_is_refused_with_every_reason():
-    model = model_of_config(
-        {"model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880, "num_local_experts": 32,
-         "experts_per_token": 4, "hidden_act": "silu", "quantization_config": {"quant_method": "mxfp4"}},
-        name="gpt-oss",
-    )  # fmt: skip
-    assert sizes(model) == sizes(MODELS["gpt-oss-20b"])
-    assert model.obstacles == MODELS["gpt-oss-20b"].obstacles
-    assert [word for word in ("swiglu_oai", "interleaved", "biases", "mxfp4") if word in " ".join(model.obstacles)] == [
-        "swiglu_oai", "interleaved", "biases", "mxfp4",
-    ]  # fmt: skip
+def test_gpt_oss_has_all_its_features():
+    plain = problem_of(GPT_OSS)
+    assert (plain.activation, plain.swiglu_alpha, plain.swiglu_limit) == (Activation.SWIGLU_OAI, 1.702, 7.0)
+    assert (plain.gate_up, plain.w1_bias_dtype, plain.w2_bias_dtype) == (GateUp.INTERLEAVED, DType.BF16, DType.BF16)
+    assert (plain.w1_layout, plain.w1_stride, plain.w2_stride) == (Layout.KN, 2 * 2880, 2880)
+    packed = problem_of(GPT_OSS, quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "lm_head"])
+    assert packed == MODELS["gpt-oss-20b"].problem(
+        5, topk_ids_dtype=DType.INT32, topk_weights_dtype=DType.FP32, base_alignment=64
+    )
+    assert (packed.w1_layout, packed.w1_stride, packed.w1_expert_stride) == (Layout.NK, 1440, 1440 * 2 * 2880)
+    assert packed.w1_quant is not None and packed.w1_quant.format == NAMED["mxfp4"].w1
+    assert problem_of({**GPT_OSS, "swiglu_alpha": 1.5, "swiglu_limit": None}).swiglu_alpha == 1.5
+    with pytest.raises(ModelError, match="swiglu_limit is -1, expected a number > 0"):
+        problem_of({**GPT_OSS, "swiglu_limit": -1})
 
 
-def test_experts_without_a_gate_are_refused():
-    model = model_of_config(
-        {"model_type": "nemotron_h", "hidden_size": 2688, "moe_intermediate_size": 1856, "n_routed_experts": 128,
-         "num_experts_per_tok": 6, "mlp_hidden_act": "relu2"},
-        name="nemotron",
-    )  # fmt: skip
-    assert len(model.obstacles) == 2
+NEMOTRON = {"model_type": "nemotron_h", "hidden_size": 2688, "moe_intermediate_size": 1856, "n_routed_experts": 128,
+            "num_experts_per_tok": 6, "mlp_hidden_act": "relu2"}  # fmt: skip
 
 
-def test_quantized_weights_are_an_obstacle_that_says_the_format():
-    quantized = {**MIXTRAL, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    assert "fp8 blocks of 128x128" in model_of_config(quantized, name="x").obstacles[0]
+def test_experts_without_a_gate():
+    problem = problem_of(NEMOTRON)
+    assert (problem.activation, problem.gate_up) == (Activation.RELU2, GateUp.UNGATED)
+    assert (problem.w1_rows, problem.w1_expert_stride) == (1856, 1856 * 2688)
+    assert problem_of({**NEMOTRON, "moe_latent_size": 1024}).hidden_size == 1024
+    assert problem_of({**NEMOTRON, "moe_latent_size": None}).hidden_size == 2688
+
+
+def test_clamped_silu_and_separate_projections():
+    config = {"model_type": "deepseek_v4", "hidden_size": 4096, "moe_intermediate_size": 2048, "n_routed_experts": 256,
+              "num_experts_per_tok": 6, "hidden_act": "silu", "swiglu_limit": 10.0}  # fmt: skip
+    problem = problem_of(config)
+    assert (problem.activation, problem.swiglu_limit, problem.w1_quant) == (Activation.SILU, 10.0, None)
+    packed = problem_of({**config, "expert_dtype": "fp4"}, quant_method="fp8", weight_block_size=[128, 128])
+    assert packed.w1_quant is not None and packed.w1_quant.format == NAMED["mxfp4"].w1
+    dbrx = problem_of(CONFIGS["dbrx"][0])
+    assert (dbrx.gate_up, dbrx.w1_layout, dbrx.w2_layout) == (GateUp.SEPARATE, Layout.NK, Layout.KN)
+    assert (dbrx.w1_expert_stride, dbrx.w2_stride) == (10752 * 6144, 6144)
+
+
+def test_sizes_per_layer_are_taken_if_they_are_the_same():
+    config = {"model_type": "hunyuan_v1_moe", "hidden_size": 4096, "intermediate_size": 3072, "num_experts": 64,
+              "moe_topk": [8, 8, 8], "hidden_act": "silu"}  # fmt: skip
+    assert problem_of(config).top_k == 8
+    with pytest.raises(ModelError, match="moe_topk is"):
+        problem_of({**config, "moe_topk": [8, 4]})
+
+
+_CHANNEL = {"num_bits": 8, "strategy": "channel", "symmetric": True}
+_TOKENS = {"num_bits": 8, "strategy": "token", "dynamic": True}
+
+
+def compressed(weights: dict[str, Any], inputs: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"g": {"weights": weights, "input_activations": inputs}},
+    }
+
+
+# (quantization_config, encoding, scale dtype, block of w1, zero points, k-order, inputs)
+QUANTIZED: dict[str, tuple[dict[str, Any], Any]] = {
+    "fp8 blocks": (
+        {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+        (Encoding.E4M3, DType.FP32, (128, 128), False, False, None),
+    ),
+    "fp8": ({"quant_method": "fp8"}, (Encoding.E4M3, DType.FP32, (WHOLE, WHOLE), False, False, None)),
+    "mxfp4": ({"quant_method": "mxfp4"}, (Encoding.E2M1, DType.E8M0, (1, 32), False, False, None)),
+    "gptq": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False},
+        (Encoding.UINT4, DType.FP16, (1, 128), False, False, None),
+    ),
+    "gptq with order": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": False, "desc_act": True},
+        (Encoding.UINT4, DType.FP16, (1, 64), True, True, None),
+    ),
+    "gptq of whole rows": (
+        {"quant_method": "gptq", "bits": 4, "group_size": -1, "sym": True},
+        (Encoding.UINT4, DType.FP16, (1, 4096), False, False, None),
+    ),
+    "awq": (
+        {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
+        (Encoding.UINT4, DType.FP16, (1, 128), True, False, None),
+    ),
+    "int8 w8a8": (
+        compressed({**_CHANNEL, "type": "int"}, _TOKENS),
+        (Encoding.INT8, DType.BF16, (1, WHOLE), False, False, InputQuant.INT8),
+    ),
+    "int8 w8a16": (
+        compressed({**_CHANNEL, "type": "int"}, None),
+        (Encoding.INT8, DType.BF16, (1, WHOLE), False, False, None),
+    ),
+    "fp8 per channel": (
+        compressed({**_CHANNEL, "type": "float"}, _TOKENS),
+        (Encoding.E4M3, DType.BF16, (1, WHOLE), False, False, None),
+    ),
+    "fp8 in compressed blocks": (
+        compressed({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [64, 128]}, _TOKENS),
+        (Encoding.E4M3, DType.BF16, (64, 128), False, False, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantization_configs_become_formats(kind):
+    config, (encoding, scale, block, has_zero_point, has_order, inputs) = QUANTIZED[kind]
+    problem = problem_of(MIXTRAL, **config)
+    assert problem.w1_quant is not None and problem.w2_quant is not None
+    form, other = problem.w1_quant.format, problem.w2_quant.format
+    assert (form.encoding, form.scale_dtype, (form.block_n, form.block_k)) == (encoding, scale, block)
+    assert (form.has_zero_point, form.has_k_order, problem.input_quant) == (has_zero_point, has_order, inputs)
+    whole_rows = {4096: 14336}
+    expected = dataclasses.replace(form, has_k_order=False, block_k=whole_rows.get(form.block_k, form.block_k))
+    assert other == expected
     nested, _ = CONFIGS["llama-4-scout"]
-    outer = {**nested, "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
-    assert "gptq 4 bits groups of 128" in model_of_config(outer, name="x").obstacles[0]
+    assert problem_of(nested, **config).w2_quant is not None  # where multimodal configs have it
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "gptq 8 bits groups of 128"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}, "awq 4 bits groups of 128"),
+        ({"quant_method": "fp8", "weight_block_size": "all"}, "fp8 blocks of all"),
+        ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
+        ({"quant_algo": "NVFP4"}, "NVFP4"),
+        (
+            {**compressed({"num_bits": 4, "type": "int", "strategy": "group"}, None), "format": "pack-quantized"},
+            "compressed-tensors pack-quantized",
+        ),
+        (compressed({**_CHANNEL, "type": "int"}, {"num_bits": 8, "dynamic": False}), "compressed-tensors"),
+    ],
+)
+def test_formats_that_no_loader_reads_are_an_obstacle_in_words(config, words):
+    model = model_of_config({**MIXTRAL, "quantization_config": config}, name="x")
+    assert model.obstacles == (f"weights quantized as {words}: no loader reads this format",)
+    with pytest.raises(UnsupportedProblemError, match=words):
+        model.check()
+
+
+def test_experts_that_were_left_out_of_quantization_are_plain():
+    config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    left_out = {**config, "modules_to_not_convert": ["model.layers.0.mlp.experts"]}
+    assert model_of_config({**MIXTRAL, "quantization_config": left_out}, name="x").formats == PLAIN
+    shared = {**config, "ignore": ["re:.*shared_experts.*", "lm_head"]}
+    assert problem_of(MIXTRAL, **shared).w1_quant is not None
 
 
 def test_shards():
@@ -305,9 +434,7 @@ def test_shards():
         model.sharded(tensor_parallel=7)
 
 
-def test_llama4_weights_are_transposed_and_the_note_says_where_the_router_weight_goes():
-    model = model_of_config(CONFIGS["llama-4-scout"][0], name="x")
-    assert model.w1_layout is Layout.KN
-    problem = model.problem(1, topk_ids_dtype=DType.INT32, topk_weights_dtype=DType.FP32, base_alignment=1)
-    assert (problem.w1_stride, problem.w2_stride) == (2 * 8192, 5120)
-    assert "multiplies the input" in model.note
+def test_llama4_weights_are_transposed_and_the_router_weight_is_on_the_input():
+    problem = problem_of(CONFIGS["llama-4-scout"][0])
+    assert (problem.w1_layout, problem.w1_stride, problem.w2_stride) == (Layout.KN, 2 * 8192, 5120)
+    assert problem.router_weight_on_input

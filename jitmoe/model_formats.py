@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""What a checkpoint's ``quantization_config`` says of its experts: weight formats as the loaders give them.
+
+Formats that no loader of ``jitmoe.checkpoints`` reads as they are stay words, which become an obstacle of the model.
+FP8 weights are taken with plain inputs (W8A16), which is no less exact and reads the same bytes; INT8 weights whose
+inputs the checkpoint quantizes too are taken as W8A8, for which integer dot products exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jitmoe.formats import WHOLE, Encoding, InputQuant, WeightFormat
+from jitmoe.problem import DType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertFormats:
+    """How both matrices are stored, and whether inputs are quantized."""
+
+    w1: WeightFormat | None = None  # None: plain numbers
+    w2: WeightFormat | None = None
+    input_quant: InputQuant | None = None
+    unknown: str = ""  # a format in words that cannot be used as it is
+
+
+PLAIN = ExpertFormats()
+
+
+def _both(form: WeightFormat, input_quant: InputQuant | None = None) -> ExpertFormats:
+    return ExpertFormats(w1=form, w2=form, input_quant=input_quant)
+
+
+def _form(encoding: Encoding, scale_dtype: DType, block_n: int, block_k: int, **more: bool) -> WeightFormat:
+    return WeightFormat(encoding=encoding, scale_dtype=scale_dtype, block_n=block_n, block_k=block_k, **more)
+
+
+_MXFP4 = _form(Encoding.E2M1, DType.E8M0, 1, 32)
+_FP8_BLOCKS = _form(Encoding.E4M3, DType.FP32, 128, 128)
+
+# Names for the command line: what jitmoe.quantize_* and jitmoe.load_* give.
+NAMED: dict[str, ExpertFormats] = {
+    "none": PLAIN,
+    "fp8-block": _both(_FP8_BLOCKS),
+    "fp8-channel": _both(_form(Encoding.E4M3, DType.FP32, 1, WHOLE)),
+    "fp8-tensor": _both(_form(Encoding.E4M3, DType.FP32, WHOLE, WHOLE)),
+    "int8": _both(_form(Encoding.INT8, DType.FP32, 1, WHOLE)),
+    "int8-w8a8": _both(_form(Encoding.INT8, DType.FP32, 1, WHOLE), InputQuant.INT8),
+    "int4": _both(_form(Encoding.INT4, DType.BF16, 1, 128)),
+    "int4-zero-point": _both(_form(Encoding.UINT4, DType.BF16, 1, 128, has_zero_point=True)),
+    "mxfp4": _both(_MXFP4),
+    "mxfp8": _both(_form(Encoding.E4M3, DType.E8M0, 1, 32)),
+}
+
+
+def formats_of(*parts: Mapping[str, Any], dtype: DType, w1_k: int, w2_k: int) -> ExpertFormats:
+    """Returns the formats that the first ``quantization_config`` in ``parts`` stands for.
+
+    Args:
+        parts: the config and what it is nested in.
+        dtype: of the model, which compressed-tensors stores scales in.
+        w1_k, w2_k: K of both matrices.
+    """
+    for part in parts:
+        if part.get("expert_dtype") == "fp4":  # DeepSeek-V4; its quantization_config describes the other layers
+            return _both(_MXFP4)
+    for part in parts:
+        for key in ("quantization_config", "compression_config", "quantization"):
+            found = part.get(key)
+            if isinstance(found, Mapping) and found:
+                return _formats(found, dtype, w1_k, w2_k)
+    return PLAIN
+
+
+def _formats(config: Mapping[str, Any], dtype: DType, w1_k: int, w2_k: int) -> ExpertFormats:
+    skipped = config.get("modules_to_not_convert") or config.get("ignore") or ()
+    if any("experts" in str(name).replace("shared_experts", "") for name in skipped):
+        return PLAIN
+    method = str(config.get("quant_method") or "")
+    known: ExpertFormats | None = None
+    if method == "mxfp4":
+        known = _both(_MXFP4)
+    elif method == "fp8":
+        known = _fp8(config.get("weight_block_size"))
+    elif method in ("gptq", "awq"):
+        known = _int4(config, is_gptq=method == "gptq", w1_k=w1_k, w2_k=w2_k)
+    elif method == "compressed-tensors":
+        known = _compressed(config, dtype)
+    return known or ExpertFormats(unknown=_words(config))
+
+
+def _fp8(block: Any) -> ExpertFormats | None:
+    """Fine-grained FP8 as DeepSeek publishes it: scales named weight_scale_inv, which are multipliers."""
+    if block is None:
+        return _both(_form(Encoding.E4M3, DType.FP32, WHOLE, WHOLE))
+    if not (isinstance(block, (list, tuple)) and len(block) == 2 and all(isinstance(b, int) and b > 0 for b in block)):
+        return None
+    return _both(_form(Encoding.E4M3, DType.FP32, block[0], block[1]))
+
+
+def _int4(config: Mapping[str, Any], *, is_gptq: bool, w1_k: int, w2_k: int) -> ExpertFormats | None:
+    """As ``load_gptq`` (symmetric: without qzeros) and ``load_awq`` give them; their scales are float16."""
+    if config.get("bits", 4) != 4 or (not is_gptq and str(config.get("version", "gemm")).lower() != "gemm"):
+        return None
+    group = config.get("group_size", 128)
+    if not isinstance(group, int):
+        return None
+    has_zero_point = not config.get("sym", True) if is_gptq else bool(config.get("zero_point", True))
+
+    def form(k: int, has_k_order: bool) -> WeightFormat:
+        return _form(
+            Encoding.UINT4, DType.FP16, 1, group if group > 0 else k,
+            has_zero_point=has_zero_point, has_k_order=has_k_order,
+        )  # fmt: skip
+
+    # An order of w2 goes into w1's rows (jitmoe.fold_k_order).
+    return ExpertFormats(w1=form(w1_k, is_gptq and bool(config.get("desc_act"))), w2=form(w2_k, False))
+
+
+def _compressed(config: Mapping[str, Any], dtype: DType) -> ExpertFormats | None:
+    """8-bit weights with one scheme for all layers; 4-bit ones are packed in a way that no loader reads."""
+    groups = config.get("config_groups")
+    if not isinstance(groups, Mapping) or len(groups) != 1:
+        return None
+    (group,) = groups.values()
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    if not isinstance(weights, Mapping) or weights.get("num_bits") != 8 or not weights.get("symmetric", True):
+        return None
+    kind, strategy = weights.get("type"), weights.get("strategy")
+    encoding = {"int": Encoding.INT8, "float": Encoding.E4M3}.get(str(kind))
+    block = {"channel": (1, WHOLE), "tensor": (WHOLE, WHOLE)}.get(str(strategy))
+    if strategy == "block" and isinstance(weights.get("block_structure"), (list, tuple)):
+        block = tuple(weights["block_structure"])
+    if encoding is None or block is None or len(block) != 2:
+        return None
+    inputs = group.get("input_activations")
+    dynamic = isinstance(inputs, Mapping) and inputs.get("num_bits") == 8 and bool(inputs.get("dynamic", True))
+    if isinstance(inputs, Mapping) and encoding is Encoding.INT8 and not dynamic:
+        return None
+    quantizes = encoding is Encoding.INT8 and dynamic
+    return _both(_form(encoding, dtype, block[0], block[1]), InputQuant.INT8 if quantizes else None)
+
+
+def _words(config: Mapping[str, Any]) -> str:
+    words = [str(config.get("quant_method") or config.get("quant_algo") or config.get("format") or "unknown")]
+    if config.get("format") and config["format"] not in words:
+        words.append(str(config["format"]))
+    if config.get("bits"):
+        words.append(f"{config['bits']} bits")
+    if config.get("weight_block_size"):
+        blocks = config["weight_block_size"]
+        words.append("blocks of " + ("x".join(map(str, blocks)) if isinstance(blocks, (list, tuple)) else str(blocks)))
+    if config.get("group_size"):
+        words.append(f"groups of {config['group_size']}")
+    return " ".join(words)
