@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""Routing and experts of real models: the MoE blocks of transformers give the same with jitmoe inside.
+
+Blocks are tiny and random, nothing is downloaded. docs/models.md lists what is checked here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import jitmoe
+from jitmoe import pipeline
+from jitmoe.models import model_of_config
+from jitmoe.problem import DType
+from jitmoe.runtime import cpu
+from jitmoe.runtime.stream import stream_of
+
+transformers = pytest.importorskip("transformers", reason="needs transformers (the test extra)")
+
+from helpers import model_families  # noqa: E402
+from helpers.model_families import FAMILIES, inputs, make, output, replaced, requantized  # noqa: E402
+
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+# Relative Frobenius error. Blocks round between all steps to bf16, jitmoe does once.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JITMOE_STRICT", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def error(result: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((result.double() - expected.double()).norm() / expected.double().norm())
+
+
+def same_choice(seen: model_families.Seen, dtype: torch.dtype) -> torch.Tensor:
+    """Returns the tokens whose experts are the same; where a router computes in bf16, others were a tie for it."""
+    if not seen.chosen:
+        return torch.ones(model_families.BATCH * model_families.SEQUENCE, dtype=torch.bool)
+    (choice,) = seen.chosen
+    same = choice.same()
+    if dtype is torch.float32:
+        assert same.all()
+    else:
+        theirs, ours = (choice.values(ids)[~same] for ids in (choice.theirs, choice.ours))
+        torch.testing.assert_close(theirs, ours, rtol=2**-7, atol=0)
+        assert same.double().mean() >= 0.8
+    return same
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_block_gives_the_same_with_jitmoe_inside(name, dtype):
+    block, _ = make(name, dtype)
+    x = inputs(dtype)
+    expected = output(block(x))
+    with replaced(name, block) as seen:
+        result = output(block(x))
+    assert len(seen.calls) == 1 and len(seen.chosen) == (FAMILIES[name].routing is not None)
+    rows = same_choice(seen, dtype)
+    found = error(result[rows], expected[rows])
+    assert found <= TOLERANCES[dtype], found
+    assert torch.equal(output(block(x)), expected)  # the block is its own again
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, family in FAMILIES.items() for kind in family.formats]
+)
+def test_quantized_experts_give_what_the_dequantized_ones_give(name, kind):
+    block, _ = make(name, torch.float32)
+    weights = requantized(block, kind)
+    x = inputs(torch.bfloat16).float()
+    expected = output(block(x))
+    with replaced(name, block, weights=weights, dtype=torch.bfloat16) as seen:
+        result = output(block(x))
+    same_choice(seen, torch.float32)
+    found = error(result, expected)
+    assert found <= 1e-2, found
+    assert error(expected, output(make(name, torch.float32)[0](x))) > 3e-3  # the format is really in the weights
+
+
+# What config.json files say of checkpoints in these formats.
+QUANTIZATION_CONFIGS = {
+    "fp8 in 128x128 blocks": {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"},
+    "mxfp4": {"quant_method": "mxfp4"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for name, family in FAMILIES.items()
+        for kind in ("", *family.formats)
+        if kind in ("", *QUANTIZATION_CONFIGS)
+    ],
+)
+def test_warmup_compiles_what_the_call_asks_for(name, kind):
+    """The problem that a family's config.json stands for has the plan of the call that its block makes."""
+    block, config = make(name, torch.bfloat16)
+    with replaced(name, block, weights=requantized(block, kind) if kind else None) as seen:
+        block(inputs(torch.bfloat16))
+    ((arguments, options),) = seen.calls
+    quantization = {"quantization_config": QUANTIZATION_CONFIGS[kind]} if kind else {}
+    model = model_of_config({**config.to_dict(), "dtype": "bfloat16", **quantization}, name=name)
+    problem = model.problem(
+        arguments[0].shape[0],
+        topk_ids_dtype=DType.INT64,
+        topk_weights_dtype={torch.float32: DType.FP32, torch.bfloat16: DType.BF16}[arguments[3].dtype],
+        base_alignment=1,
+    )
+    device = stream_of(cpu.default_queue().addressof_ref()).device
+    assert pipeline.explain(problem, device) == jitmoe.explain(*arguments, **options)
+
+
+def test_the_documentation_lists_these_families():
+    text = DOCS.read_text()
+    assert f"transformers {transformers.__version__}" in text
+    assert [line for line in text.splitlines() if line.startswith("| `")] == [
+        model_families.described(name) for name in FAMILIES
+    ]

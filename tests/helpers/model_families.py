@@ -1,0 +1,524 @@
+# SPDX-License-Identifier: MIT
+"""The MoE blocks of transformers: tiny, random, and with routing and experts replaced by jitmoe's.
+
+Everything that a call needs is read from the real modules' attributes. The rest of a block (its router's matrix, shared
+experts, latent projections) stays its own code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import jitmoe
+from jitmoe import GroupScore, QuantizedTensor, Routing, Scoring
+
+HIDDEN, INTERMEDIATE, EXPERTS, TOP_K = 128, 64, 16, 4
+BATCH, SEQUENCE = 2, 34  # more than 64 pairs even with one expert per token: the same kernels for all
+
+Module = Any  # attributes of these modules are looked at by name
+
+
+def _softmax(gate: Module, block: Module) -> tuple[Routing, None]:
+    """Qwen, OLMoE: gates that know whether they renormalize."""
+    return Routing(top_k=gate.top_k, scoring=Scoring.SOFTMAX, renormalize=bool(gate.norm_topk_prob)), None
+
+
+def _softmax_renormalized(gate: Module, block: Module) -> tuple[Routing, None]:
+    """Mixtral, MiniMax, Hunyuan: gates that always divide by the sum."""
+    return Routing(top_k=gate.top_k, scoring=Scoring.SOFTMAX, renormalize=True), None
+
+
+def _softmax_plain(gate: Module, block: Module) -> tuple[Routing, None]:
+    return Routing(top_k=gate.top_k, scoring=Scoring.SOFTMAX), None
+
+
+def _topk_then_softmax(gate: Module, block: Module) -> tuple[Routing, None]:
+    return Routing(top_k=gate.top_k, scoring=Scoring.SOFTMAX, topk_before_scoring=True), None
+
+
+def _deepseek_v2(gate: Module, block: Module) -> tuple[Routing, None]:
+    grouped = gate.topk_method == "group_limited_greedy"
+    return Routing(
+        top_k=gate.top_k,
+        scoring=Scoring.SOFTMAX,
+        num_groups=gate.num_group if grouped else 1,
+        topk_groups=gate.topk_group if grouped else 1,
+        group_score=GroupScore.MAX,
+        scaling_factor=gate.routed_scaling_factor,
+    ), None
+
+
+def _deepseek_v3(gate: Module, block: Module) -> tuple[Routing, Any]:
+    return Routing(
+        top_k=gate.top_k,
+        scoring=Scoring.SIGMOID,
+        num_groups=gate.num_group,
+        topk_groups=gate.topk_group,
+        group_score=GroupScore.TOP2_SUM,
+        renormalize=gate.norm_topk_prob,
+        renormalize_epsilon=1e-20,
+        scaling_factor=gate.routed_scaling_factor,
+    ), gate.e_score_correction_bias
+
+
+def _deepseek_v4(gate: Module, block: Module) -> tuple[Routing, Any]:
+    return Routing(
+        top_k=gate.top_k,
+        scoring=Scoring.SQRT_SOFTPLUS,
+        renormalize=True,
+        renormalize_epsilon=1e-20,
+        scaling_factor=gate.routed_scaling_factor,
+    ), gate.e_score_correction_bias
+
+
+def _minimax_m2(gate: Module, block: Module) -> tuple[Routing, Any]:
+    return Routing(top_k=gate.top_k, scoring=Scoring.SIGMOID, renormalize=True), block.e_score_correction_bias
+
+
+def _lfm2(gate: Module, block: Module) -> tuple[Routing, Any]:
+    return Routing(
+        top_k=gate.top_k,
+        scoring=Scoring.SIGMOID,
+        renormalize=gate.norm_topk_prob,
+        renormalize_epsilon=1e-6,
+        scaling_factor=gate.routed_scaling_factor,
+    ), block.expert_bias
+
+
+def _ernie(gate: Module, block: Module) -> tuple[Routing, Any]:
+    return Routing(
+        top_k=gate.top_k, scoring=Scoring.SOFTMAX, renormalize=True, renormalize_min=gate.norm_min
+    ), gate.moe_statics.e_score_correction_bias.squeeze()
+
+
+def _dbrx(gate: Module, block: Module) -> tuple[Routing, None]:
+    assert block.moe_normalize_expert_weights == 1  # a sum of positive numbers
+    return Routing(top_k=block.top_k, scoring=Scoring.SOFTMAX, renormalize=True), None
+
+
+def _llama4(gate: Module, block: Module) -> tuple[Routing, None]:
+    return Routing(top_k=gate.top_k, scoring=Scoring.SIGMOID, topk_before_scoring=True), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Where transformers keeps a family's block, and what is special about its configuration."""
+
+    block: str
+    config: str
+    routing: Callable[[Module, Module], tuple[Routing, Any]] | None  # None: the block's own router is used
+    settings: dict[str, Any] = field(default_factory=dict)
+    module: str = ""  # if it is not the family's name
+    gate: str = "gate"
+    block_arguments: tuple[Any, ...] = ()
+    formats: tuple[str, ...] = ()  # of published quantized checkpoints, see FORMATS
+    in_words: str = ""  # of the routing, for the documentation
+
+
+_SIZES = {"hidden_size": HIDDEN, "num_experts_per_tok": TOP_K}
+_MOE = {**_SIZES, "moe_intermediate_size": INTERMEDIATE}
+_LOCAL = {**_SIZES, "intermediate_size": INTERMEDIATE, "num_local_experts": EXPERTS}
+_QWEN = {**_MOE, "num_experts": EXPERTS}
+_SHARED = {"shared_expert_intermediate_size": INTERMEDIATE}
+_GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
+_ROUTED = {**_MOE, "n_routed_experts": EXPERTS, "n_shared_experts": 1}
+
+FAMILIES: dict[str, Family] = {
+    "mixtral": Family(
+        block="MixtralSparseMoeBlock",
+        config="MixtralConfig",
+        routing=_softmax_renormalized,
+        settings=_LOCAL,
+        formats=("int4",),
+    ),
+    "qwen2_moe": Family(
+        block="Qwen2MoeSparseMoeBlock", config="Qwen2MoeConfig", routing=_softmax, settings=_QWEN | _SHARED
+    ),
+    "qwen3_moe": Family(
+        block="Qwen3MoeSparseMoeBlock",
+        config="Qwen3MoeConfig",
+        routing=_softmax,
+        settings={**_QWEN, "norm_topk_prob": True},
+        formats=("int4 with zero points", "int8"),
+    ),
+    "qwen3_next": Family(
+        block="Qwen3NextSparseMoeBlock", config="Qwen3NextConfig", routing=_softmax, settings=_QWEN | _SHARED
+    ),
+    "qwen3_5_moe": Family(
+        block="Qwen3_5MoeSparseMoeBlock",
+        config="Qwen3_5MoeTextConfig",
+        routing=_softmax_renormalized,
+        settings=_QWEN | _SHARED,
+    ),
+    "deepseek_v2": Family(
+        block="DeepseekV2Moe",
+        config="DeepseekV2Config",
+        routing=_deepseek_v2,
+        settings={**_ROUTED, **_GROUPS, "topk_method": "group_limited_greedy"},
+        in_words="softmax, best of the groups by their maximum",
+    ),
+    "deepseek_v3": Family(
+        block="DeepseekV3MoE",
+        config="DeepseekV3Config",
+        routing=_deepseek_v3,
+        settings=_ROUTED | _GROUPS,
+        formats=("fp8 in 128x128 blocks",),
+    ),
+    "deepseek_v4": Family(
+        block="DeepseekV4SparseMoeBlock",
+        config="DeepseekV4Config",
+        routing=_deepseek_v4,
+        settings={**_ROUTED, "swiglu_limit": 0.7, "num_hidden_layers": 4, "routed_scaling_factor": 1.5},
+        block_arguments=(3,),  # a layer that is not routed by a table
+        formats=("mxfp4",),
+    ),
+    "glm4_moe": Family(block="Glm4MoeMoE", config="Glm4MoeConfig", routing=_deepseek_v3, settings=_ROUTED),
+    "dots1": Family(block="Dots1MoE", config="Dots1Config", routing=_deepseek_v3, settings=_ROUTED),
+    "olmoe": Family(
+        block="OlmoeSparseMoeBlock",
+        config="OlmoeConfig",
+        routing=_softmax,
+        settings={**_SIZES, "intermediate_size": INTERMEDIATE, "num_experts": EXPERTS},
+    ),
+    "phimoe": Family(
+        block="PhimoeSparseMoeBlock",
+        config="PhimoeConfig",
+        routing=None,
+        settings={**_LOCAL, "num_experts_per_tok": 2},
+        gate="router",
+        in_words="sparsemixer: the block's own, jitmoe computes the experts",
+    ),
+    "granitemoe": Family(
+        block="GraniteMoeMoE",
+        config="GraniteMoeConfig",
+        routing=_topk_then_softmax,
+        settings=_LOCAL,
+        gate="router",
+    ),
+    "gpt_oss": Family(
+        block="GptOssMLP",
+        config="GptOssConfig",
+        routing=_topk_then_softmax,
+        settings=_LOCAL,
+        gate="router",
+        formats=("mxfp4",),
+    ),
+    "llama4": Family(
+        block="Llama4TextMoe",
+        config="Llama4TextConfig",
+        routing=_llama4,
+        settings={**_LOCAL, "num_experts_per_tok": 1},
+        gate="router",
+        formats=("fp8 per channel",),
+    ),
+    "minimax": Family(
+        block="MiniMaxSparseMoeBlock", config="MiniMaxConfig", routing=_softmax_renormalized, settings=_LOCAL
+    ),
+    "minimax_m2": Family(
+        block="MiniMaxM2SparseMoeBlock",
+        config="MiniMaxM2Config",
+        routing=_minimax_m2,
+        settings=_LOCAL,
+        formats=("fp8 in 128x128 blocks",),
+    ),
+    "ernie4_5_moe": Family(
+        block="Ernie4_5_MoeSparseMoeBlock",
+        config="Ernie4_5_MoeConfig",
+        routing=_ernie,
+        settings={
+            "hidden_size": HIDDEN,
+            "moe_intermediate_size": INTERMEDIATE,
+            "moe_num_experts": EXPERTS,
+            "moe_k": TOP_K,
+            "moe_norm_min": 0.5,  # high enough to matter
+        },
+    ),
+    "lfm2_moe": Family(
+        block="Lfm2MoeSparseMoeBlock",
+        config="Lfm2MoeConfig",
+        routing=_lfm2,
+        settings={**_QWEN, "use_expert_bias": True},
+    ),
+    "jamba": Family(
+        block="JambaSparseMoeBlock",
+        config="JambaConfig",
+        routing=_softmax_plain,
+        settings={**_SIZES, "intermediate_size": INTERMEDIATE, "num_experts": EXPERTS},
+        gate="router",
+    ),
+    "dbrx": Family(
+        block="DbrxFFN",
+        config="DbrxConfig",
+        routing=_dbrx,
+        settings={
+            "d_model": HIDDEN,
+            "ffn_config": {
+                "hidden_size": HIDDEN,
+                "ffn_hidden_size": INTERMEDIATE,
+                "moe_num_experts": EXPERTS,
+                "moe_top_k": TOP_K,
+            },
+        },
+        gate="router",
+    ),
+    "nemotron_h": Family(
+        block="NemotronHMoE",
+        config="NemotronHConfig",
+        routing=_deepseek_v3,
+        settings={**_ROUTED, "moe_shared_expert_intermediate_size": INTERMEDIATE},
+    ),
+    "hunyuan_v1_moe": Family(
+        block="HunYuanMoEV1Moe",
+        config="HunYuanMoEV1Config",
+        routing=_softmax_renormalized,
+        settings={
+            "hidden_size": HIDDEN,
+            "intermediate_size": INTERMEDIATE,
+            "num_experts": EXPERTS,
+            "moe_topk": TOP_K,
+        },
+    ),
+}
+
+FORMATS: dict[str, Callable[[torch.Tensor], QuantizedTensor]] = {
+    "fp8 in 128x128 blocks": lambda weights: jitmoe.quantize_fp8(weights, scale=(128, 128)),
+    "fp8 per channel": jitmoe.quantize_fp8,
+    "int8": jitmoe.quantize_int8,
+    "int4": lambda weights: jitmoe.quantize_int4(weights, group_size=32),
+    "int4 with zero points": lambda weights: jitmoe.quantize_int4(weights, group_size=32, zero_point=True),
+    "mxfp4": jitmoe.quantize_mxfp4,
+}
+
+
+def make(name: str, dtype: torch.dtype) -> tuple[Module, Any]:
+    """Returns (a random block, its configuration)."""
+    family = FAMILIES[name]
+    package = f"transformers.models.{family.module or name}"
+    short = package.rpartition(".")[2]
+    config = getattr(importlib.import_module(f"{package}.configuration_{short}"), family.config)(**family.settings)
+    config._experts_implementation = "eager"
+    block_class = getattr(importlib.import_module(f"{package}.modeling_{short}"), family.block)
+    block = block_class(config, *family.block_arguments).eval()
+    generator = torch.Generator().manual_seed(0)
+    for tensor_name, tensor in [*block.named_parameters(), *block.named_buffers()]:
+        if not tensor.is_floating_point():
+            continue
+        small = tensor_name.endswith("bias") and "proj" not in tensor_name  # of a router: some choices change
+        scale = 0.2 if small or tensor.ndim == 1 else _fan_in(tensor_name, tensor) ** -0.5
+        tensor.data.copy_(torch.randn(tensor.shape, generator=generator) * scale)
+    return block.to(dtype).requires_grad_(False), config
+
+
+def _fan_in(name: str, tensor: torch.Tensor) -> int:
+    """Elements that a product with ``tensor`` adds up."""
+    if tensor.ndim == 3:
+        return min(tensor.shape[1:]) if name.endswith("down_proj") else HIDDEN
+    return tensor.shape[-1]
+
+
+def inputs(dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(BATCH, SEQUENCE, HIDDEN, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def output(result: Any) -> torch.Tensor:
+    """The hidden states of what a block returns, [tokens, H]."""
+    hidden: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return hidden.reshape(-1, HIDDEN)
+
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "ReLUSquaredActivation": "relu2",
+    "GELUActivation": "gelu",
+}
+
+
+def expert_weights(experts: Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Returns (w1 [E, N, H], w2 [E, H, I], w1_up or None): views of the module's parameters."""
+    glu = getattr(experts, "mlp", None)  # dbrx: matrices of all experts below each other
+    if glu is not None:
+        gate, up, down = (getattr(glu, name).view(EXPERTS, INTERMEDIATE, HIDDEN) for name in ("w1", "v1", "w2"))
+        return gate, down.mT, up
+    first = experts.gate_up_proj if getattr(experts, "has_gate", True) else experts.up_proj
+    if getattr(experts, "is_transposed", first.shape[1] == HIDDEN):
+        return first.mT, experts.down_proj.mT, None
+    return first, experts.down_proj, None
+
+
+def expert_options(experts: Module) -> dict[str, Any]:
+    """Returns the options of ``fused_moe`` for a module's experts."""
+    options: dict[str, Any] = {}
+    if not getattr(experts, "is_concatenated", True):
+        options["interleaved"] = True
+    if getattr(experts, "has_bias", False):
+        options |= {"w1_bias": experts.gate_up_proj_bias, "w2_bias": experts.down_proj_bias}
+    if hasattr(experts, "alpha"):
+        options |= {"activation": "swiglu_oai", "swiglu_alpha": experts.alpha}
+    else:
+        function = experts.mlp.activation_fn if hasattr(experts, "mlp") else experts.act_fn
+        options["activation"] = _ACTIVATIONS[getattr(function, "__name__", type(function).__name__)]
+    if getattr(experts, "limit", None) is not None:
+        options["swiglu_limit"] = experts.limit
+    return options
+
+
+@dataclass
+class Choice:
+    """One routing: what was to be routed how, and the ids of the block and of jitmoe."""
+
+    logits: torch.Tensor
+    routing: Routing
+    bias: torch.Tensor | None
+    theirs: torch.Tensor
+    ours: torch.Tensor
+
+    def same(self) -> torch.Tensor:
+        """Returns which tokens have the same experts."""
+        return (self.theirs.sort().values == self.ours.sort().values).all(-1)
+
+    def values(self, ids: torch.Tensor) -> torch.Tensor:
+        """Returns what the chosen experts were chosen by, sorted."""
+        routing, num_experts = self.routing, self.logits.shape[1]
+        if routing.topk_before_scoring:
+            scores = self.logits.float()
+        else:
+            every = Routing(top_k=num_experts, scoring=routing.scoring)
+            weights, places = jitmoe.reference.route(self.logits, every, ids_dtype="int64")
+            scores = torch.empty_like(weights).scatter_(1, places, weights)
+        choice = scores if self.bias is None else scores + self.bias.float()
+        return choice.gather(1, ids).sort().values
+
+
+@dataclass
+class Seen:
+    """What went through jitmoe."""
+
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)  # of fused_moe
+    chosen: list[Choice] = field(default_factory=list)
+
+
+Weights = tuple[Any, Any, Any]
+
+
+@contextlib.contextmanager
+def replaced(
+    name: str, block: Module, *, weights: Weights | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Seen]:
+    """Lets jitmoe route and compute the experts of a block.
+
+    Args:
+        weights: (w1, w2, w1_up) instead of the module's own.
+        dtype: that jitmoe computes in, if not the block's.
+    """
+    family, seen, experts = FAMILIES[name], Seen(), block.experts
+    gate = getattr(block, family.gate)
+    w1, w2, w1_up = expert_weights(experts) if weights is None else weights
+    options = expert_options(experts)
+    if w1_up is not None:
+        options["w1_up"] = w1_up
+
+    def fused(x: torch.Tensor, *topk: torch.Tensor, **more: Any) -> torch.Tensor:
+        arguments = (x if dtype is None else x.to(dtype), w1, w2, *topk)
+        seen.calls.append((arguments, options | more))
+        return jitmoe.fused_moe(*arguments, **options, **more).to(x.dtype)
+
+    def routed(logits: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert family.routing is not None
+        routing, bias = family.routing(gate, block)
+        ours, ids = jitmoe.route(logits, routing, correction_bias=bias, ids_dtype="int64")
+        seen.chosen.append(Choice(logits, routing, bias, theirs, ids))
+        return ours, ids
+
+    with contextlib.ExitStack() as stack:
+
+        def replace(module: Module, attribute: str, function: Any) -> None:
+            own = module.__dict__.get(attribute)
+            module.__dict__[attribute] = function
+            stack.callback(module.__dict__.pop if own is None else module.__dict__.__setitem__, attribute, own)
+
+        gate_forward = gate.forward
+
+        def new_gate(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            logits, _, theirs = gate_forward(*arguments)
+            return logits, *routed(logits, theirs)
+
+        def new_experts(x: torch.Tensor, ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
+            return fused(x, topk_weights, ids)
+
+        if name == "llama4":  # its experts see every token; the weight multiplies their input
+
+            def new_block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                flat = x.reshape(-1, HIDDEN)
+                _, logits = gate_forward(flat)
+                weights, ids = routed(logits, logits.topk(gate.top_k).indices)
+                return block.shared_expert(flat) + fused(flat, weights, ids, apply_router_weight_on_input=True), logits
+
+            replace(block, "forward", new_block)
+        elif name == "dbrx":  # a router that gives logits only, and experts for [B, S, H]
+            own_route = block.route_tokens_to_experts
+            replace(block, "route_tokens_to_experts", lambda logits: routed(logits, own_route(logits)[1]))
+            replace(experts, "forward", lambda x, ids, topk: fused(x.reshape(-1, HIDDEN), topk, ids).view(x.shape))
+        else:
+            if family.routing is not None:
+                replace(gate, "forward", new_gate)
+            replace(experts, "forward", new_experts)
+        yield seen
+
+
+def requantized(block: Module, format_name: str) -> Weights:
+    """Returns the experts' weights quantized; the block gets what these stand for."""
+    quantize = FORMATS[format_name]
+    w1, w2, w1_up = expert_weights(block.experts)
+    assert w1_up is None
+    quantized = (quantize(w1), quantize(w2), None)
+    for own, weights in zip((w1, w2), quantized, strict=False):
+        own.copy_(jitmoe.reference.dequantize(weights))
+    return quantized
+
+
+def described(name: str) -> str:
+    """Returns a family's row of the table in docs/models.md."""
+    family = FAMILIES[name]
+    block, _ = make(name, torch.float32)
+    if family.routing is None:
+        routing = family.in_words
+    else:
+        value, bias = family.routing(getattr(block, family.gate), block)
+        routing = _words(value) + (", correction bias" if bias is not None else "")
+    options = expert_options(block.experts)
+    w1, _, w1_up = expert_weights(block.experts)
+    features = [options["activation"]]
+    features += ["limit"] if "swiglu_limit" in options else []
+    features += ["interleaved"] if options.get("interleaved") else []
+    features += ["separate gate and up"] if w1_up is not None else []
+    features += ["no gate"] if w1.shape[1] == INTERMEDIATE and w1_up is None else []
+    features += ["biases"] if "w1_bias" in options else []
+    features += ["[E, K, N]"] if w1.stride(2) != 1 else []
+    features += ["weight on input"] if name == "llama4" else []
+    formats = ", ".join(("fp32", "bf16", *family.formats))
+    return f"| `{name}` | `{family.block}` | {routing} | {', '.join(features)} | {formats} |"
+
+
+def _words(routing: Routing) -> str:
+    default = {item.name: item.default for item in dataclasses.fields(Routing)}
+    order = f"top-k, then {routing.scoring.value}" if routing.topk_before_scoring else routing.scoring.value
+    words = [order]
+    if routing.num_groups > 1:
+        words.append(f"groups by {routing.group_score.value}")
+    if routing.renormalize:
+        words.append("renormalized")
+    words += [
+        name.replace("_", " ")
+        for name in ("renormalize_min", "scaling_factor")
+        if getattr(routing, name) != default[name]
+    ]
+    return ", ".join(words)
