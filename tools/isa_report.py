@@ -25,11 +25,21 @@ from jitmoe.compilers.sycl_jit import SyclJit, find_sycl_jit
 from jitmoe.compilers.sycl_tla import COPY_HEADER, find_sycl_tla
 from jitmoe.elementwise import ActivateProblem
 from jitmoe.errors import CompileError
+from jitmoe.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.operation import Problem
 from jitmoe.plan import cutlass, planner_for, xe
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.topk_xe import XeTopK
-from jitmoe.plan.xe_specs import XeGemm, XeSpec, XeVectorDown, XeVectorGateUp
+from jitmoe.plan.xe_specs import (
+    XeGemm,
+    XeQuantDown,
+    XeQuantGateUp,
+    XeQuantVectorDown,
+    XeQuantVectorGateUp,
+    XeSpec,
+    XeVectorDown,
+    XeVectorGateUp,
+)
 from jitmoe.problem import Activation, DType, GateUp, Layout, MoEProblem
 from jitmoe.routing import GroupScore, Routing, RoutingProblem, Scoring
 from jitmoe.sorting import LoadProblem, SortProblem, max_padded_pairs
@@ -167,15 +177,26 @@ def describe(spec: XeSpec) -> str:
         groups = f"{spec.sub_groups_m}x{spec.sub_groups_n}x{spec.k_slices}"
         operands = f"{spec.layout.value} {spec.weights.value}/{spec.tokens.value}"
         extra = f" {spec.activation.value}" if hasattr(spec, "activation") else ""
-        return f"{tile} {groups} {operands} {spec.dtype.value}{extra}"
+        return f"{tile} {groups} {operands} {spec.dtype.value}{extra}{_codes(spec)}"
     if isinstance(spec, (XeVectorGateUp, XeVectorDown)):
         extra = f" {spec.activation.value}" if isinstance(spec, XeVectorGateUp) else ""
-        return f"{spec.tile_rows} rows {spec.layout.value}{' wide' if spec.wide else ''} {spec.dtype.value}{extra}"
+        wide = " wide" if spec.wide else ""
+        return f"{spec.tile_rows} rows {spec.layout.value}{wide} {spec.dtype.value}{extra}{_codes(spec)}"
     if isinstance(spec, XeTopK):
         order = "topk-" if spec.topk_before_scoring else ""
         groups = f" {spec.topk_groups}/{spec.num_groups} groups" if spec.num_groups > 1 else ""
         return f"E{spec.num_experts} k{spec.top_k} {order}{spec.scoring.value}{groups} {spec.dtype.value}"
     return " ".join(str(getattr(value, "value", value)) for _, value in spec.constants())
+
+
+def _codes(spec: XeSpec) -> str:
+    """Returns how a kernel's weights and inputs are quantized."""
+    if not isinstance(spec, (XeQuantGateUp, XeQuantDown, XeQuantVectorGateUp, XeQuantVectorDown)):
+        return ""
+    zero = " zero-point" if spec.has_zero_point else ""
+    integers = " int8-dpas" if getattr(spec, "int8_dpas", False) else ""
+    blocks = f"{spec.block_k or 'all'}" + (f"/{spec.x_block_k}" if spec.x_block_k else "")
+    return f" {spec.encoding.value}/{blocks}/{spec.scale_dtype.value}{zero}{integers}"
 
 
 def measure(spec: XeSpec, arch: str, spirv: bytes, sycl_seconds: float, ocloc: Ocloc) -> Row:
@@ -246,6 +267,38 @@ def representative_problems(arch: str) -> Iterator[MoEProblem]:
                             activation=activation,
                             layout=layout,
                         )
+    for hidden_size, intermediate_size in ((2048, 768), (2050, 770)):
+        for num_tokens in tokens.values():
+            for quant, input_quant in QUANTIZED:
+                yield problem(
+                    num_tokens=num_tokens,
+                    hidden_size=hidden_size,
+                    intermediate_size=intermediate_size,
+                    quant=quant,
+                    input_quant=input_quant,
+                )
+
+
+def _format(encoding: Encoding, block_n: int, block_k: int, scale: DType, zero_point: bool = False) -> WeightFormat:
+    return WeightFormat(
+        encoding=encoding, block_n=block_n, block_k=block_k, scale_dtype=scale, has_zero_point=zero_point
+    )
+
+
+# Each way to convert codes and each way to apply scales, with and without rounded inputs.
+QUANTIZED: tuple[tuple[WeightFormat, InputQuant | None], ...] = (
+    (_format(Encoding.E4M3, 1, 0, DType.FP32), None),
+    (_format(Encoding.E4M3, 128, 128, DType.FP32), None),
+    (_format(Encoding.E4M3, 128, 128, DType.FP32), InputQuant.E4M3),
+    (_format(Encoding.E4M3, 1, 32, DType.E8M0), None),
+    (_format(Encoding.E5M2, 0, 0, DType.FP32), None),
+    (_format(Encoding.INT8, 1, 0, DType.FP32), None),
+    (_format(Encoding.INT8, 1, 0, DType.FP32), InputQuant.INT8),
+    (_format(Encoding.INT4, 1, 128, DType.BF16), None),
+    (_format(Encoding.INT4, 1, 32, DType.BF16), None),
+    (_format(Encoding.UINT4, 1, 128, DType.FP16, zero_point=True), None),
+    (_format(Encoding.E2M1, 1, 32, DType.E8M0), None),
+)
 
 
 def problem(
@@ -258,9 +311,11 @@ def problem(
     layout: Layout = Layout.NK,
     num_experts: int = 128,
     top_k: int = 8,
+    quant: WeightFormat | None = None,
+    input_quant: InputQuant | None = None,
 ) -> MoEProblem:
-    """Returns a problem with densely packed tensors."""
-    return MoEProblem(
+    """Returns a problem with densely packed tensors; ``quant``: of both weights."""
+    dense = MoEProblem(
         num_tokens=num_tokens,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
@@ -282,6 +337,21 @@ def problem(
         topk_ids_row_stride=top_k,
         topk_weights_row_stride=top_k,
         base_alignment=64,
+    )
+    if quant is None:
+        return dense
+    return dataclasses.replace(
+        dense,
+        w1_quant=quant.dense(1, 1),
+        w2_quant=quant.dense(1, 1),
+        input_quant=input_quant,
+        input_block_k=0 if input_quant is None else quant.block_k,
+    ).resized(
+        num_tokens=num_tokens,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_experts=num_experts,
+        top_k=top_k,
     )
 
 
@@ -424,7 +494,7 @@ def as_table(rows: Iterable[Row]) -> str:
 def _is_listed(row: Row) -> bool:
     """Whether the document lists the row: bf16 and silu stand for the others, which share their main loops."""
     words = row.configuration.split()
-    return not {"fp16", "gelu", "gelu_tanh"} & set(words)
+    return not {"fp16", "gelu", "gelu_tanh", "relu2", "swiglu_oai"} & set(words)
 
 
 def as_document(rows: list[Row], anchors: list[Row], sycl: SyclJit, ocloc: Ocloc) -> str:
@@ -454,9 +524,10 @@ Spilled bytes in total: {sum(row.spill_bytes for row in rows)}.
 Objections (spills, private memory, stack calls, retried compilations): {problems or "none"}.
 
 Columns: configuration = tokens x (columns + columns) per sub-group, sub-groups along M x N x K slices, weight layout,
-how weights / tokens are read; loop = instructions of the innermost loop with dpas, for one K step of 32; share = dpas
-per instruction; ld, pf = load and prefetch messages; bar = barrier waits; SYCL s = seconds from source to SPIR-V, one
-kernel at a time; ocloc s = seconds to machine code, several at once on a busy machine. On dg2 and arl-h ocloc adds dpas
+how weights / tokens are read; loop = instructions of the innermost loop with dpas, for one K step of 32 (64 of 4-bit
+codes; scale blocks that are longer end outside of it); share = dpas per instruction; ld, pf = load and prefetch
+messages; bar = barrier waits; SYCL s = seconds from source to SPIR-V, one kernel at a time; ocloc s = seconds to
+machine code, several at once on a busy machine. On dg2 and arl-h ocloc adds dpas
 without an operand (a workaround), so loops there show more than their 8, 16 or 32.
 
 ## Prefill tile beside sycl-tla's MoE GEMM
@@ -470,7 +541,7 @@ from the installed package with its block 2D messages made volatile (docs/xe-ker
 
 ## Kernels
 
-{len(listed)} of the {len(rows)} compilations: without fp16, gelu and gelu_tanh, which share these main loops.
+{len(listed)} of the {len(rows)} compilations: without fp16 and with silu only, as the others share these main loops.
 
 {as_table(listed)}
 """

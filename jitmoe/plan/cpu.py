@@ -9,7 +9,6 @@ from typing import Any
 
 from jitmoe.device import CpuIsa, Device
 from jitmoe.formats import Encoding, InputQuant, WeightFormat, WeightQuant
-from jitmoe.plan import features
 from jitmoe.plan.cpu_specs import (
     CpuDownAmxSpec,
     CpuDownSpec,
@@ -43,7 +42,6 @@ AMX_ROWS = 2 * AMX_TILE  # weight rows that are multiplied together
 AMX_ITEMS_PER_CORE = 8
 AMX_ITEMS_PER_CORE_OF_FEW = 16  # up to AMX_FEW_TOKENS: a work-item left over at the end is a larger part of the whole
 AMX_FEW_TOKENS = 64
-SUPPORTED = tuple(features.Feature)
 MAX_QUAD_BLOCK_K = 512  # kPanelUnits quads: sums of int8 products are corrected chunk by chunk
 # What constants that nobody looks at are: one binary for all.
 _NO_FORMAT = WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=0, block_k=0)
@@ -71,7 +69,6 @@ class CpuChoice:
 
 def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     """Returns kernels for the device's instruction set, and ranges that keep all cores busy."""
-    features.check(problem, SUPPORTED)
     isa = device.cpu_isa if device.cpu_isa is not None else CpuIsa.GENERIC
     few_pairs = problem.num_pairs <= FEW_PAIRS
     ids_dtype, has_expert_map = problem.topk_ids_dtype, problem.num_global_experts is not None

@@ -33,7 +33,7 @@ def launches(problem: RoutedMoEProblem, device: Device, choice: tuple[Any, Any])
     return Plan(
         launches=(
             *(dataclasses.replace(launch, aliases=written) for launch in first.launches),
-            *(dataclasses.replace(launch, aliases=read) for launch in second.launches),
+            *(dataclasses.replace(launch, aliases={**launch.aliases, **read}) for launch in second.launches),
         ),
         buffers=(*first.buffers, *second.buffers, Buffer(_WEIGHTS, 4 * pairs), Buffer(_IDS, 4 * pairs)),
         decisions=(*first.decisions, *second.decisions),

@@ -15,7 +15,8 @@ from typing import Any
 
 from jitmoe.device import Device, DeviceKind
 from jitmoe.errors import UnsupportedProblemError
-from jitmoe.plan import features, tuned
+from jitmoe.formats import WHOLE, Encoding, InputQuant, WeightQuant
+from jitmoe.plan import tuned
 from jitmoe.plan.architectures import XeArchitecture, architecture, resident_groups
 from jitmoe.plan.launch import Buffer, Plan
 from jitmoe.plan.tuned import TunedConfig
@@ -26,6 +27,11 @@ from jitmoe.plan.xe_specs import (
     XeGateUp,
     XeGemm,
     XePack,
+    XeQuantDown,
+    XeQuantGateUp,
+    XeQuantize,
+    XeQuantVectorDown,
+    XeQuantVectorGateUp,
     XeRoute,
     XeRouteCount,
     XeRoutePlace,
@@ -41,6 +47,7 @@ from jitmoe.problem import DType, GateUp, Layout, MoEProblem
 IMPL = "xe"
 DPAS_DTYPES = (DType.BF16, DType.FP16)
 K_STEP = 32  # elements; packed rows and the first GEMM's results are padded to it
+QUANT_K_STEP = 64  # the same for the inputs of quantized weights
 
 PARTIAL_BYTES = 256 << 20  # bound of the fp32 rows between down and combine; wider outputs go in column chunks
 COLUMN_CHUNK = 256  # chunks are multiples of this many columns: whole tiles of every configuration
@@ -90,10 +97,19 @@ _ELEMENT_TILES = (
     Tile(name="middle", tile_rows=16, tile_columns=16, sub_groups_m=2, sub_groups_n=4),
     Tile(name="prefill", tile_rows=32, tile_columns=32, sub_groups_m=4, sub_groups_n=4),
 )
+# The same for codes, whose conversion needs registers, too.
+_ELEMENT_CODE_TILES = (
+    *_ELEMENT_TILES[:2],
+    Tile(name="prefill", tile_rows=32, tile_columns=16, sub_groups_m=4, sub_groups_n=4),
+)
 _SIMD8_TILES = (
     Tile(name="decode", tile_rows=8, tile_columns=16, sub_groups_m=1, sub_groups_n=1, k_slices=8, prefetch_steps=0),
     Tile(name="middle", tile_rows=16, tile_columns=16, sub_groups_m=2, sub_groups_n=4, prefetch_steps=0),
     Tile(name="prefill", tile_rows=16, tile_columns=32, sub_groups_m=4, sub_groups_n=4, prefetch_steps=0),
+)
+_SIMD8_CODE_TILES = (
+    *_SIMD8_TILES[:2],
+    Tile(name="prefill", tile_rows=16, tile_columns=16, sub_groups_m=4, sub_groups_n=4, prefetch_steps=0),
 )
 # Mean rows per active expert up to which a tile is chosen; a larger mean takes the last one. The decode tile reads
 # weights once for up to block_rows rows; half of that leaves room for uneven routing before a second pass.
@@ -122,11 +138,12 @@ class XeChoice:
     """The kernels of one call and why they were chosen."""
 
     route: tuple[XeSpec, ...]  # one kernel, or three for many pairs
-    pack: XePack | None
+    pack: XePack | XeQuantize | None
     gate_up: XeGateUp | XeVectorGateUp
     down: XeDown | XeVectorDown
     combine: XeCombine
     reasons: tuple[str, ...]
+    quantize_inter: XeQuantize | None = None
 
     @property
     def block_rows(self) -> int:
@@ -136,39 +153,56 @@ class XeChoice:
         return self.gate_up.tile_rows
 
 
+def quant_of(problem: MoEProblem, name: str) -> WeightQuant | None:
+    """Returns how ``w1`` or ``w2`` is quantized."""
+    return problem.w1_quant if name == "w1" else problem.w2_quant
+
+
+def _k_of(problem: MoEProblem, name: str) -> int:
+    return problem.hidden_size if name == "w1" else problem.intermediate_size
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Matrix:
-    """One of the two weight tensors as the main loops see it; strides in elements."""
+    """One of the two weight tensors as the main loops see it."""
 
     name: str
     layout: Layout
     columns: int  # N of one expert's matrix
     k: int
-    stride: int
-    expert_stride: int
+    k_bytes: int  # of K elements, packed
+    stride: int  # bytes
+    expert_stride: int  # bytes
+    quantized: bool
     half: int  # column where the second block of a sub-group starts, 0 if next to the first
     alternating_rows: bool  # nk: gate and up rows are read as two matrices with twice the stride
 
     @classmethod
     def of(cls, problem: MoEProblem, name: str) -> _Matrix:
+        quant, k = quant_of(problem, name), _k_of(problem, name)
+        size = 2 if quant is None else 1
+        common: dict[str, Any] = {
+            "name": name,
+            "k": k,
+            "k_bytes": 2 * k if quant is None else quant.format.row_bytes(k),
+            "quantized": quant is not None,
+        }
         if name == "w2":
             return cls(
-                name=name,
+                **common,
                 layout=problem.w2_layout,
                 columns=problem.hidden_size,
-                k=problem.intermediate_size,
-                stride=problem.w2_stride,
-                expert_stride=problem.w2_expert_stride,
+                stride=problem.w2_stride * size,
+                expert_stride=problem.w2_expert_stride * size,
                 half=0,
                 alternating_rows=False,
             )
         return cls(
-            name=name,
+            **common,
             layout=problem.w1_layout,
             columns=problem.w1_rows,
-            k=problem.hidden_size,
-            stride=problem.w1_stride,
-            expert_stride=problem.w1_expert_stride,
+            stride=problem.w1_stride * size,
+            expert_stride=problem.w1_expert_stride * size,
             half=problem.intermediate_size if problem.gate_up is GateUp.CONCATENATED else 0,
             alternating_rows=problem.gate_up is GateUp.INTERLEAVED and problem.w1_layout is Layout.NK,
         )
@@ -176,23 +210,22 @@ class _Matrix:
 
 def block2d_objections(problem: MoEProblem, arch: XeArchitecture, matrix: _Matrix) -> list[str]:
     """Returns why 2D block loads cannot read a weight tensor; none if they can."""
-    stride, expert_stride = matrix.stride, matrix.expert_stride
-    width, height = (matrix.k, matrix.columns) if matrix.layout is Layout.NK else (matrix.columns, matrix.k)
+    width, height = (matrix.k_bytes, matrix.columns) if matrix.layout is Layout.NK else (2 * matrix.columns, matrix.k)
     objections = []
     if not arch.has_block2d:
         objections.append(f"{arch.name} has no 2D block loads")
     if problem.base_alignment % 64:
         objections.append(f"addresses are multiples of {problem.base_alignment} B, not of 64 B")
-    if expert_stride * 2 % 64 and problem.num_experts > 1:
-        objections.append(f"experts are {expert_stride * 2} B apart, not a multiple of 64 B")
-    if stride * 2 % 16:
-        objections.append(f"the row pitch is {stride * 2} B, not a multiple of 16 B")
-    if width * 2 % 4 or width * 2 < 64:
-        objections.append(f"rows are {width * 2} B wide, not a multiple of 4 B and at least 64 B")
+    if matrix.expert_stride % 64 and problem.num_experts > 1:
+        objections.append(f"experts are {matrix.expert_stride} B apart, not a multiple of 64 B")
+    if matrix.stride % 16:
+        objections.append(f"the row pitch is {matrix.stride} B, not a multiple of 16 B")
+    if width % 4 or width < 64:
+        objections.append(f"rows are {width} B wide, not a multiple of 4 B and at least 64 B")
     if matrix.layout is Layout.KN and matrix.half % 2:
         objections.append(f"the up half starts at column {matrix.half}, which is not 4 B aligned")
-    if max(width * 2, stride * 2 * (2 if matrix.alternating_rows else 1), height) > SURFACE_LIMIT:
-        objections.append(f"{height} x {width * 2} B exceeds a surface's 2^24")
+    if max(width, matrix.stride * (2 if matrix.alternating_rows else 1), height) > SURFACE_LIMIT:
+        objections.append(f"{height} x {width} B exceeds a surface's 2^24")
     return objections
 
 
@@ -203,11 +236,72 @@ def weights_class(problem: MoEProblem, arch: XeArchitecture, which: str) -> tupl
     if not objections:
         return XeWeights.BLOCK2D, f"{which}: 2D block loads"
     if arch.simd == 8 and matrix.layout is Layout.NK:
-        even = matrix.stride % 2 == 0 and matrix.expert_stride % 2 == 0
-        if matrix.k % K_STEP == 0 and even and problem.base_alignment % 4 == 0:
+        step = 32 if matrix.quantized else 64  # bytes that a lane reads per K step
+        aligned = matrix.stride % 4 == 0 and matrix.expert_stride % 4 == 0 and problem.base_alignment % 4 == 0
+        if matrix.k_bytes % step == 0 and aligned:
             return XeWeights.ROW, f"{which}: row loads ({objections[0]})"
-        objections.append(f"row loads need K={matrix.k} to be a multiple of {K_STEP} and rows 4 B aligned")
-    return XeWeights.ELEMENT, f"{which}: 16-bit loads ({'; '.join(objections)})"
+        objections.append(f"row loads need rows of {matrix.k_bytes} B to be a multiple of {step} B and 4 B aligned")
+    loads = "8-bit" if matrix.quantized else "16-bit"
+    return XeWeights.ELEMENT, f"{which}: {loads} loads ({'; '.join(objections)})"
+
+
+def quant_objections(problem: MoEProblem) -> list[str]:
+    """Returns why dpas kernels cannot apply the scales of quantized weights; none if they can."""
+    objections = []
+    for name in ("w1", "w2"):
+        quant = quant_of(problem, name)
+        if quant is None:
+            continue
+        for what, block in (("scales", quant.format.block_k), ("input scales", problem.input_block_k)):
+            step = 32 if quant.format.bits == 8 or block == 32 else QUANT_K_STEP
+            if block % step:
+                objections.append(f"{name}: {what} for {block} of K each, not a multiple of {step}")
+    return objections
+
+
+def quant_fields(problem: MoEProblem, name: str, weights: XeWeights | None) -> dict[str, Any]:
+    """Returns the fields of kernels with quantized weights; ``weights`` is None for the vector kernels."""
+    quant = quant_of(problem, name)
+    assert quant is not None
+    form = quant.format
+    fields: dict[str, Any] = {
+        "encoding": form.encoding,
+        "scale_dtype": form.scale_dtype,
+        "has_zero_point": form.has_zero_point,
+        "block_k": form.block_k,
+        "x_block_k": problem.input_block_k,
+    }
+    if name == "w1":
+        fields["fp32_inter"] = problem.input_quant is not None
+    if weights is not None:
+        whole = form.block_k == problem.input_block_k == WHOLE
+        integers = form.encoding is Encoding.INT8 and problem.input_quant is InputQuant.INT8
+        fields["int8_dpas"] = integers and whole and weights is XeWeights.BLOCK2D
+    return fields
+
+
+def quantize_kernel(problem: MoEProblem, name: str, simd: int, gemm: XeSpec) -> XeQuantize | None:
+    """Returns the kernel that makes the inputs of ``gemm``, None if its weights are not quantized."""
+    quant = quant_of(problem, name)
+    if quant is None:
+        return None
+    stride = problem.a1_scale_stride if name == "w1" else problem.a2_scale_stride
+    to = DType.FP16 if isinstance(gemm, XeGemm) else DType.FP32
+    if isinstance(gemm, (XeQuantGateUp, XeQuantDown)) and gemm.int8_dpas:
+        to = DType.INT8
+    is_rounded = problem.input_quant is not None
+    return XeQuantize(
+        simd=simd,
+        dtype=DType.FP32 if is_rounded and name == "w2" else problem.dtype,
+        to=to,
+        gathered=name == "w1",
+        permuted=isinstance(gemm, XeGemm) and quant.format.bits == 4,
+        has_k_order=name == "w1" and quant.format.has_k_order,
+        has_scale=is_rounded and stride is not None,
+        has_input_quant=is_rounded,
+        input_quant=problem.input_quant or InputQuant.INT8,
+        block_k=problem.input_block_k if is_rounded else WHOLE,
+    )
 
 
 def tokens_class(problem: MoEProblem, arch: XeArchitecture, gathers: bool = True) -> tuple[XeTokens, str]:
@@ -243,11 +337,13 @@ def tile_objections(spec: XeGemm, device: Device, arch: XeArchitecture) -> list[
     return objections
 
 
-def tiles(arch: XeArchitecture, weights: Sequence[XeWeights]) -> tuple[Tile, ...]:
+def tiles(arch: XeArchitecture, weights: Sequence[XeWeights], quantized: bool = False) -> tuple[Tile, ...]:
     """Returns the tile configurations for the weight classes of both GEMMs, fewest rows first."""
     if arch.simd == 8:
-        return _SIMD8_TILES
-    return _ELEMENT_TILES if XeWeights.ELEMENT in weights else _BLOCK_TILES
+        return _SIMD8_CODE_TILES if quantized else _SIMD8_TILES
+    if XeWeights.ELEMENT not in weights:
+        return _BLOCK_TILES
+    return _ELEMENT_CODE_TILES if quantized else _ELEMENT_TILES
 
 
 def preferred_tile(problem: MoEProblem, candidates: Sequence[Tile]) -> tuple[Tile, str]:
@@ -281,7 +377,6 @@ def choose(
     """
     arch = architecture(device.arch)
     reasons = [f"{arch.name}: sub-groups of {arch.simd}{', ' + arch.note if arch.note else ''}"]
-    features.check(problem, features.PLAIN)
     _check_sizes(problem)
     emulated = device.kind is DeviceKind.XE_EMULATED
     if emulated:
@@ -289,10 +384,11 @@ def choose(
 
     gate_up: XeGateUp | XeVectorGateUp
     down: XeDown | XeVectorDown
-    pack = None
-    if not arch.has_dpas or problem.dtype not in DPAS_DTYPES:
+    pack: XePack | XeQuantize | None = None
+    no_scales = quant_objections(problem)
+    if not arch.has_dpas or problem.dtype not in DPAS_DTYPES or no_scales:
         why = f"{problem.dtype.value} has no exact dpas" if arch.has_dpas else f"{arch.name} has no dpas"
-        reasons.append(f"vector kernels: {why}")
+        reasons.append(f"vector kernels: {'; '.join(no_scales) or why}")
         gate_up, down = _vector_kernels(problem, emulated)
     else:
         gate_up, down, more = _dpas_kernels(problem, device, arch, emulated, configs, family)
@@ -300,6 +396,14 @@ def choose(
         if gate_up.tokens is not XeTokens.GATHER:
             wide = problem.x_row_stride % 8 == 0 and problem.hidden_size % 8 == 0 and problem.base_alignment % 16 == 0
             pack = XePack(simd=arch.simd, wide=wide)
+
+    quantize_x = quantize_kernel(problem, "w1", arch.simd, gate_up)
+    quantize_inter = quantize_kernel(problem, "w2", arch.simd, down)
+    if quantize_x is not None:
+        pack = quantize_x
+        reasons.append(f"inputs of w1: gathered, {_words(quantize_x)}")
+    if quantize_inter is not None:
+        reasons.append(f"inputs of w2: {_words(quantize_inter)}")
 
     ids: dict[str, Any] = {
         "ids_dtype": problem.topk_ids_dtype,
@@ -324,7 +428,17 @@ def choose(
         down=down,
         combine=XeCombine(simd=arch.simd, emulated=emulated, dtype=problem.dtype, **ids),
         reasons=tuple(reasons),
+        quantize_inter=quantize_inter,
     )
+
+
+def _words(spec: XeQuantize) -> str:
+    if not spec.has_input_quant:
+        return (
+            f"scaled by a power of two per row to {spec.to.value}" if spec.to is DType.FP16 else f"as {spec.to.value}"
+        )
+    scales = "given scales" if spec.has_scale else f"scales per {spec.block_k or 'row'}"
+    return f"rounded to {spec.input_quant.value} with {scales}, kept as {spec.to.value}"
 
 
 def _check_sizes(problem: MoEProblem) -> None:
@@ -338,6 +452,10 @@ def _check_sizes(problem: MoEProblem) -> None:
     blocks = _max_blocks(problem, VECTOR_TILE_ROWS)
     if not reasons and column_tiles * blocks > MAX_TILES:
         reasons.append(f"{blocks} row blocks x {column_tiles} column tiles exceed 2^31 - 1")
+    if problem.input_quant is not None and (problem.w1_quant is None or problem.w2_quant is None):
+        reasons.append("quantized inputs need quantized weights in both GEMMs")
+    if problem.w1_quant is not None and problem.w1_quant.format.has_k_order and problem.input_block_k:
+        reasons.append("input scales per block of K are in the order of K, which k_order changes")
     if reasons:
         raise UnsupportedProblemError(problem=str(problem), reasons=tuple(reasons))
 
@@ -378,20 +496,21 @@ def _vector_kernels(problem: MoEProblem, emulated: bool) -> tuple[XeVectorGateUp
         "tile_rows": VECTOR_TILE_ROWS,
         "sub_groups": VECTOR_SUB_GROUPS,
     }
-    gate_up = XeVectorGateUp(
-        **common,
-        emulated=emulated,
-        layout=problem.w1_layout,
-        wide=wide(problem.w1_layout, problem.w1_stride, problem.w1_expert_stride, problem.x_row_stride),
-        **gate_up_fields(problem),
-    )
-    down = XeVectorDown(
-        **common,
-        layout=problem.w2_layout,
-        wide=wide(problem.w2_layout, problem.w2_stride, problem.w2_expert_stride),
-        **down_fields(problem),
-    )
-    return gate_up, down
+    first: dict[str, Any] = {"emulated": emulated, "layout": problem.w1_layout, **gate_up_fields(problem)}
+    second: dict[str, Any] = {"layout": problem.w2_layout, **down_fields(problem)}
+    gate_up: type[XeVectorGateUp] = XeVectorGateUp
+    down: type[XeVectorDown] = XeVectorDown
+    if problem.w1_quant is None:
+        first["wide"] = wide(problem.w1_layout, problem.w1_stride, problem.w1_expert_stride, problem.x_row_stride)
+    else:
+        gate_up = XeQuantVectorGateUp
+        first |= {"wide": False, **quant_fields(problem, "w1", None)}
+    if problem.w2_quant is None:
+        second["wide"] = wide(problem.w2_layout, problem.w2_stride, problem.w2_expert_stride)
+    else:
+        down = XeQuantVectorDown
+        second |= {"wide": False, **quant_fields(problem, "w2", None)}
+    return gate_up(**common, **first), down(**common, **second)
 
 
 def _dpas_kernels(
@@ -404,9 +523,9 @@ def _dpas_kernels(
 ) -> tuple[XeGateUp, XeDown, list[str]]:
     w1_class, w1_reason = weights_class(problem, arch, "w1")
     w2_class, w2_reason = weights_class(problem, arch, "w2")
-    tokens, tokens_reason = tokens_class(problem, arch, family.gathers)
+    tokens, tokens_reason = tokens_class(problem, arch, family.gathers and problem.w1_quant is None)
     reasons = [w1_reason, w2_reason, tokens_reason]
-    candidates = tiles(arch, (w1_class, w2_class))
+    candidates = tiles(arch, (w1_class, w2_class), problem.w1_quant is not None or problem.w2_quant is not None)
 
     def kernels(tile: Tile) -> tuple[XeGateUp, XeDown]:
         common: dict[str, Any] = {
@@ -416,12 +535,16 @@ def _dpas_kernels(
             **{f.name: getattr(tile, f.name) for f in dataclasses.fields(Tile) if f.name != "name"},
         }
         packed = XeTokens.BLOCK2D if arch.has_block2d else XeTokens.PACKED
-        return (
-            family.gate_up(
-                **common, layout=problem.w1_layout, weights=w1_class, tokens=tokens, **gate_up_fields(problem)
-            ),
-            family.down(**common, layout=problem.w2_layout, weights=w2_class, tokens=packed, **down_fields(problem)),
-        )
+        first: dict[str, Any] = {"layout": problem.w1_layout, "weights": w1_class, **gate_up_fields(problem)}
+        second: dict[str, Any] = {"layout": problem.w2_layout, "weights": w2_class, **down_fields(problem)}
+        gate_up, down = family.gate_up, family.down
+        if problem.w1_quant is not None:
+            gate_up = XeQuantGateUp
+            first |= quant_fields(problem, "w1", w1_class)
+        if problem.w2_quant is not None:
+            down = XeQuantDown
+            second |= quant_fields(problem, "w2", w2_class)
+        return gate_up(**common, tokens=tokens, **first), down(**common, tokens=packed, **second)
 
     order: list[tuple[Tile, str]] = []
     row = tuned.find(tuned.configured() if configs is None else configs, problem, device, family.impl)
@@ -462,8 +585,11 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
     m, h, i = problem.num_tokens, problem.hidden_size, problem.intermediate_size
     pairs, element = problem.num_pairs, problem.dtype.num_bytes
     arch = architecture(device.arch)
-    inter_pitch, packed_pitch = _align_up(i, K_STEP), _align_up(h, K_STEP)
+    inter_pitch = _align_up(i, K_STEP)
+    packed_pitch = _align_up(h, K_STEP if problem.w1_quant is None else QUANT_K_STEP)
+    packed_inter_pitch = _align_up(i, QUANT_K_STEP)
     max_blocks = _max_blocks(problem, choice.block_rows)
+    x_blocks, inter_blocks = (_ceil_div(k, problem.input_block_k) if problem.input_block_k else 1 for k in (h, i))
 
     columns = min(h, max(PARTIAL_BYTES // (pairs * 4) // COLUMN_CHUNK, 1) * COLUMN_CHUNK)
     partial_pitch = _align_up(columns, 8)
@@ -481,18 +607,42 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
         Buffer("sorted_pairs", pairs * 4),
         Buffer("blocks", max_blocks * 16),
         Buffer("num_blocks", 4),
-        Buffer("packed_x", pairs * packed_pitch * element if choice.pack is not None else 0),
-        Buffer("inter", pairs * inter_pitch * element),
+        Buffer("packed_x", pairs * packed_pitch * packed_bytes(choice.pack) if choice.pack is not None else 0),
+        Buffer("inter", pairs * inter_pitch * (element if problem.input_quant is None else 4)),
         Buffer("partial", pairs * partial_pitch * 4),
+        Buffer("x_scale", pairs * x_blocks * 4 if problem.w1_quant is not None else 0),
     ]
+    if choice.quantize_inter is not None:
+        buffers.append(
+            Buffer("packed_inter", pairs * packed_inter_pitch * packed_bytes(choice.quantize_inter)),
+        )
+        buffers.append(Buffer("inter_scale", pairs * inter_blocks * 4))
 
     steps = range_launches(choice.route, {**routing, "block_rows": choice.block_rows}, num_ranges)
-    if choice.pack is not None:
-        groups = resident_groups(device, arch, ROUTE_LOCAL_SIZE // choice.pack.simd, False)
+
+    def pack_groups(spec: XeSpec) -> int:
+        sub_groups = ROUTE_LOCAL_SIZE // spec.simd
+        return min(resident_groups(device, arch, sub_groups, False), _ceil_div(pairs, sub_groups))
+
+    if isinstance(choice.pack, XeQuantize):
+        first_quant = launch(
+            choice.pack,
+            pack_groups(choice.pack),
+            ROUTE_LOCAL_SIZE,
+            k=h,
+            top_k=problem.top_k,
+            num_experts=problem.num_experts,
+            packed_pitch=packed_pitch,
+            given_stride=problem.a1_scale_stride or 0,
+            source_stride=problem.x_row_stride,
+        )
+        names = {"source": "hidden_states", "order": "w1_k_order", "given": "a1_scale", "packed": "packed_x"}
+        steps.append(dataclasses.replace(first_quant, aliases={**names, "scale": "x_scale"}))
+    elif choice.pack is not None:
         steps.append(
             launch(
                 choice.pack,
-                min(groups, _ceil_div(pairs, ROUTE_LOCAL_SIZE // choice.pack.simd)),
+                pack_groups(choice.pack),
                 ROUTE_LOCAL_SIZE,
                 hidden_size=h,
                 top_k=problem.top_k,
@@ -518,27 +668,50 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
         extra = {"x_stride": x_stride}
     else:
         column_tiles = _ceil_div(i, gate_up.local_size)
-        extra = {"x_row_stride": problem.x_row_stride}
+        extra = {"x_row_stride": problem.x_row_stride if problem.w1_quant is None else packed_pitch}
     grid = _grid(device, arch, gate_up, max_blocks * column_tiles)
-    steps.append(launch(gate_up, grid, gate_up.local_size, **shared, **w1, **extra, **numbers))
+    if problem.w1_quant is not None:
+        extra |= quant_scalars(problem.w1_quant, x_blocks)
+    gate_up_launch = launch(gate_up, grid, gate_up.local_size, **shared, **w1, **extra, **numbers)
+    if problem.w1_quant is not None:
+        w1_names = {"w_scale": "w1_scale", "w_zero_point": "w1_zero_point", "hidden_states": "packed_x"}
+        gate_up_launch = dataclasses.replace(gate_up_launch, aliases=w1_names)
+    steps.append(gate_up_launch)
 
     down = choice.down
+    w2: dict[str, int] = {"w_expert_stride": problem.w2_expert_stride, "w_stride": problem.w2_stride}
+    w2_names: dict[str, str | None] = {}
+    if choice.quantize_inter is not None:
+        assert problem.w2_quant is not None
+        second_quant = launch(
+            choice.quantize_inter,
+            pack_groups(choice.quantize_inter),
+            ROUTE_LOCAL_SIZE,
+            k=i,
+            top_k=1,
+            num_experts=problem.num_experts,
+            packed_pitch=packed_inter_pitch,
+            given_stride=problem.a2_scale_stride or 0,
+            source_stride=inter_pitch,
+        )
+        names = {"source": "inter", "given": "a2_scale", "packed": "packed_inter", "scale": "inter_scale"}
+        steps.append(dataclasses.replace(second_quant, aliases={**names, "order": None}))
+        w2 |= quant_scalars(problem.w2_quant, inter_blocks)
+        shared["inter_pitch"] = packed_inter_pitch
+        w2_names = {
+            "w_scale": "w2_scale",
+            "w_zero_point": "w2_zero_point",
+            "x_scale": "inter_scale",
+            "inter": "packed_inter",
+        }
     width = 2 * (down.sub_groups_n * down.tile_columns if isinstance(down, XeDown) else down.local_size)
     combine_sub_groups = ROUTE_LOCAL_SIZE // choice.combine.simd
     for first in range(0, h, columns):
         here = min(columns, h - first)
         chunk = {"first_column": first, "num_columns": here, "partial_pitch": partial_pitch}
-        steps.append(
-            launch(
-                down,
-                _grid(device, arch, down, max_blocks * _ceil_div(here, width)),
-                down.local_size,
-                **shared,
-                **chunk,
-                w_expert_stride=problem.w2_expert_stride,
-                w_stride=problem.w2_stride,
-            )
-        )
+        down_grid = _grid(device, arch, down, max_blocks * _ceil_div(here, width))
+        down_launch = launch(down, down_grid, down.local_size, **shared, **chunk, **w2)
+        steps.append(dataclasses.replace(down_launch, aliases=w2_names))
         pieces = m * _ceil_div(here, 4 * choice.combine.simd)
         groups = min(resident_groups(device, arch, combine_sub_groups, False), _ceil_div(pieces, combine_sub_groups))
         steps.append(
@@ -551,6 +724,25 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
         f"output in {_ceil_div(h, columns)} chunk(s) of {columns} columns ({pairs * partial_pitch * 4} B of fp32 rows)",
     ]
     return Plan(launches=tuple(steps), buffers=tuple(buffers), decisions=tuple(decisions))
+
+
+def packed_bytes(spec: XePack | XeQuantize) -> int:
+    """Bytes of an element of packed rows."""
+    return {DType.INT8: 1, DType.FP16: 2, DType.FP32: 4}[spec.to] if isinstance(spec, XeQuantize) else 2
+
+
+def quant_scalars(quant: WeightQuant, x_blocks: int) -> dict[str, int]:
+    """Returns the scalar arguments that kernels of quantized weights have."""
+    return {
+        "block_n": quant.format.block_n,
+        "x_blocks": x_blocks,
+        "scale_expert_stride": quant.scale_expert_stride,
+        "scale_n_stride": quant.scale_n_stride,
+        "scale_k_stride": quant.scale_k_stride,
+        "zero_expert_stride": quant.zero_expert_stride,
+        "zero_n_stride": quant.zero_n_stride,
+        "zero_k_stride": quant.zero_k_stride,
+    }
 
 
 def _grid(
@@ -576,6 +768,9 @@ def check_problem(problem: MoEProblem, choice: XeChoice) -> MoEProblem:
             if weights is XeWeights.ELEMENT:
                 continue
             along_k = K_STEP if weights is XeWeights.ROW else 8
+            quant = quant_of(problem, which)
+            if quant is not None:  # rows a multiple of 32 B resp. 16 B
+                along_k = (256 if weights is XeWeights.ROW else 128) // quant.format.bits
             if (which == "w1") == (layout is Layout.NK):
                 h_multiple = max(h_multiple, along_k)
             else:
@@ -584,12 +779,15 @@ def check_problem(problem: MoEProblem, choice: XeChoice) -> MoEProblem:
             h_multiple = K_STEP
         if any(weights is XeWeights.BLOCK2D for weights, _, _ in kinds):  # experts 64 B apart: H * I a multiple of 32
             h_multiple, i_multiple = max(h_multiple, 8), max(i_multiple, 8)
-        if choice.pack is not None and choice.pack.wide:
+        if isinstance(choice.pack, XePack) and choice.pack.wide:
             h_multiple = max(h_multiple, 8)
     elif (isinstance(gate_up, XeVectorGateUp) and gate_up.wide) or (isinstance(down, XeVectorDown) and down.wide):
         h_multiple = i_multiple = 2
-    small_h = _align_up(101, h_multiple)
-    small_i = _align_up(67, i_multiple)
+    # K of quantized weights goes over into a second block of scales, and is wide enough for 2D blocks.
+    quants = (problem.w1_quant, problem.w2_quant)
+    more_h, more_i = (0 if q is None else max(64, min(q.format.block_k, 256)) for q in quants)
+    small_h = _align_up(101 + more_h, h_multiple)
+    small_i = _align_up(67 + more_i, i_multiple)
     top_k, experts = min(problem.top_k, 3), 3
     # Rows per expert: more than one block on average, so that blocks are full, partly full and second ones.
     rows = choice.block_rows + choice.block_rows // 2 + 3

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+from jitmoe.formats import Encoding, InputQuant
 from jitmoe.problem import Activation, DType, GateUp, Layout
 from jitmoe.spec import Argument, KernelSpec, arguments
 
@@ -96,6 +97,26 @@ class XePack(XeSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class XeQuantize(XeSpec):
+    """Input rows of a GEMM with quantized weights: gathered or as they are, scaled, rounded, in the kernels' order."""
+
+    KERNEL: ClassVar[str] = "xe_quantize"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        """in source, in sorted_pairs, in expert_offsets, in order, in given, out packed, out scale, int32 k,
+        int32 top_k, int32 num_experts, int32 packed_pitch, int32 given_stride, int64 source_stride"""
+    )
+    dtype: DType
+    to: DType  # int8 for integer dpas, fp16 for dpas of converted codes, fp32 for the vector kernels
+    gathered: bool  # through the routing table
+    permuted: bool  # even k of each 32 before odd ones, as 4-bit codes are converted
+    has_k_order: bool
+    has_scale: bool  # given instead of found
+    has_input_quant: bool
+    input_quant: InputQuant  # int8 without
+    block_k: int  # elements that share a scale; 0: the row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class XeGemm(XeSpec):
     """What both grouped GEMMs have: operands and the tile."""
 
@@ -175,6 +196,52 @@ class XeDown(XeGemm):
     topk_weights_dtype: DType  # fp32 unless weighted
 
 
+QUANT_ARGUMENTS = arguments(
+    """in w_scale, in w_zero_point, in x_scale, int32 block_n, int32 x_blocks, int64 scale_expert_stride,
+    int64 scale_n_stride, int64 scale_k_stride, int64 zero_expert_stride, int64 zero_n_stride, int64 zero_k_stride"""
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeQuantGateUp(XeGateUp):
+    """First grouped GEMM with quantized weights."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = XeGateUp.ARGUMENTS + QUANT_ARGUMENTS
+    encoding: Encoding
+    scale_dtype: DType
+    has_zero_point: bool
+    block_k: int  # of the weights' scales; 0: all of K
+    fp32_inter: bool  # results stay fp32, as the second GEMM quantizes its inputs
+    x_block_k: int  # of the inputs' scales
+    int8_dpas: bool  # integers on both sides, else codes become fp16
+
+    @property
+    def large_grf(self) -> bool:
+        return quant_large_grf(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeQuantDown(XeDown):
+    """Second grouped GEMM with quantized weights."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = XeDown.ARGUMENTS + QUANT_ARGUMENTS
+    encoding: Encoding
+    scale_dtype: DType
+    has_zero_point: bool
+    block_k: int
+    x_block_k: int
+    int8_dpas: bool
+
+    @property
+    def large_grf(self) -> bool:
+        return quant_large_grf(self)
+
+
+def quant_large_grf(spec: XeQuantGateUp | XeQuantDown) -> bool:
+    """Codes, converted codes, scales and zero points come on top of what a GEMM of 16-bit weights keeps."""
+    return not spec.int8_dpas or spec.accumulator_registers >= LARGE_GRF_SLICED_ACCUMULATORS[spec.simd]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XeVector(XeSpec):
     """What both grouped GEMMs without dpas have."""
@@ -226,6 +293,31 @@ class XeVectorDown(XeVector):
     bias_dtype: DType  # fp32 without a bias
     weighted: bool  # by the routing weight; False where the first GEMM has applied it
     topk_weights_dtype: DType  # fp32 unless weighted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeQuantVectorGateUp(XeVectorGateUp):
+    """First grouped GEMM with quantized weights for GPUs without dpas, fp32, and blocks that dpas kernels lack."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = XeVectorGateUp.ARGUMENTS + QUANT_ARGUMENTS
+    encoding: Encoding
+    scale_dtype: DType
+    has_zero_point: bool
+    block_k: int
+    fp32_inter: bool  # results stay fp32, as the second GEMM quantizes its inputs
+    x_block_k: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeQuantVectorDown(XeVectorDown):
+    """Second grouped GEMM of the same kind."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = XeVectorDown.ARGUMENTS + QUANT_ARGUMENTS
+    encoding: Encoding
+    scale_dtype: DType
+    has_zero_point: bool
+    block_k: int
+    x_block_k: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from helpers.report import isa_report
 
 from jitmoe.device import CpuIsa, Device
 from jitmoe.errors import UnsupportedProblemError
+from jitmoe.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.grouped_problem import GroupedGemmProblem
 from jitmoe.operation import Problem
 from jitmoe.plan import planner_for
@@ -52,6 +53,14 @@ def problems() -> Iterator[Problem]:
         yield moe_problem(dtype=dtype, w1_layout=layout, base_alignment=64)
     for activation in Activation:
         yield moe_problem(activation=activation, base_alignment=64)
+    for quant, input_quant in (
+        (WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=1, block_k=0), InputQuant.INT8),
+        (WeightFormat(encoding=Encoding.E2M1, scale_dtype=DType.E8M0, block_n=1, block_k=32), None),
+        (WeightFormat(encoding=Encoding.INT4, scale_dtype=DType.BF16, block_n=1, block_k=48), None),
+    ):
+        dense = {"w1_quant": quant.dense(64, 64), "w2_quant": quant.dense(64, 32), "base_alignment": 64}
+        strides = {"w1_stride": quant.row_bytes(64), "w2_stride": quant.row_bytes(32)}
+        yield moe_problem(**dense, **strides, input_quant=input_quant)
     for weights_dtype in (DType.BF16, DType.FP16, DType.FP32, DType.FP64):
         yield moe_problem(topk_weights_dtype=weights_dtype)
     for ids_dtype, num_global in itertools.product((DType.INT32, DType.INT64), (None, 8)):

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 
 from jitmoe import reference, selfcheck
+from jitmoe.checks import fused_moe
 from jitmoe.compilers.base import ArtifactKind
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan import xe
@@ -192,16 +194,33 @@ def load(pipeline: Pipeline, spec: KernelSpec, on: Stream) -> loader.Kernel:
 def run_plan(pipeline: Pipeline, plan: Plan, case: Case, on: Stream) -> torch.Tensor:
     """Builds, loads and runs ``plan`` without the self-check; workspace and output start full of NaNs."""
     out = torch.full((case.problem.num_tokens, case.problem.hidden_size), float("nan"), dtype=case.x.dtype)
+    bind_and_run(pipeline, plan, {**case.tensors(), "out": out}, on)
+    return out
+
+
+def run_problem(
+    pipeline: Pipeline, problem: MoEProblem, arch: str, choice: xe.XeChoice | None = None
+) -> tuple[float, str]:
+    """Returns (relative Frobenius error, what is wrong or "") of the emulated kernels for the self-check's inputs."""
+    on = stream(arch)
+    chosen = xe.choose(problem, on.device, configs=()) if choice is None else choice
+    plan = xe.launches(problem, on.device, chosen)
+    # torch's allocations on the CPU are 64 B aligned, as device allocations are.
+    inputs = fused_moe.inputs(problem)
+    bind_and_run(pipeline, plan, inputs, on)
+    return fused_moe.judge(problem, inputs, {"out": inputs["out"]})
+
+
+def bind_and_run(pipeline: Pipeline, plan: Plan, tensors: Mapping[str, torch.Tensor], on: Stream) -> None:
+    """Builds, loads and runs ``plan``; the workspace starts full of NaNs."""
     size = max(plan.workspace_bytes, 1)
     ctypes.memset(on.workspace(size), 0xFF, size)
     pipeline.build(plan.specs, on.device)  # in parallel
     with ThreadPoolExecutor(2) as pool:
         kernels = dict(zip(plan.specs, pool.map(lambda spec: load(pipeline, spec, on), plan.specs), strict=True))
-    tensors = {**case.tensors(), "out": out}
     addresses = [tensors[name].data_ptr() if name in tensors else None for name in FUSED_MOE.tensors]
     BoundPlan(plan, kernels, FUSED_MOE.tensors).submit(on, addresses)
     on.wait()
-    return out
 
 
 def run(pipeline: Pipeline, case: Case, arch: str, choice: xe.XeChoice | None = None) -> tuple[torch.Tensor, Plan]:

@@ -13,6 +13,7 @@
 //   vnni     16-bit, 32 rows x C blocks of 16: dword c * 16 + i, half h = M[y + 2i + h][x + 16c + n]
 //   transposed 32-bit, 16 rows x 8 dwords:     dword i              = dword M[y + t][x + i]   (x in dwords)
 //   store    16-bit, 8 rows x 16:              element r -> M[y + r][x + t]
+//   bytes    8-bit, R rows x 2 blocks of 16:   element c * R + r    = M[y + r][x + 16c + t]   (x in bytes)
 // Source: sycl-tla's copy traits for Xe (block 2D load, VNNI load, transposed load, store), evaluated lane by lane.
 //
 // Functions of the GPU compiler, not inline assembly: the compiler cannot merge two loads that share a payload.
@@ -25,6 +26,8 @@ namespace jitmoe::arch {
 typedef uint16 u16x16 __attribute__((vector_size(32)));
 typedef uint16 u16x32 __attribute__((vector_size(64)));
 typedef uint16 u16x64 __attribute__((vector_size(128)));
+typedef uint8 u8x32 __attribute__((vector_size(32)));
+typedef uint8 u8x64 __attribute__((vector_size(64)));
 typedef uint32 u32x16 __attribute__((vector_size(64)));
 typedef uint32 u32x32 __attribute__((vector_size(128)));
 
@@ -49,6 +52,10 @@ SYCL_EXTERNAL jitmoe::arch::u32x16 __builtin_IB_subgroup_block_read_ap_transform
 SYCL_EXTERNAL jitmoe::arch::u32x32 __builtin_IB_subgroup_block_read_ap_transform_u16_m32k16v2(
     int* payload, int x, int y, int cache);
 SYCL_EXTERNAL jitmoe::arch::u32x8 __builtin_IB_subgroup_block_read_ap_transpose_u32_m16k8v1(
+    int* payload, int x, int y, int cache);
+SYCL_EXTERNAL jitmoe::arch::u8x32 __builtin_IB_subgroup_block_read_ap_u8_m16k16v2(
+    int* payload, int x, int y, int cache);
+SYCL_EXTERNAL jitmoe::arch::u8x64 __builtin_IB_subgroup_block_read_ap_u8_m32k16v2(
     int* payload, int x, int y, int cache);
 SYCL_EXTERNAL void __builtin_IB_subgroup_block_read_ap_prefetch_u16_m8k16v2(
     int* payload, int x, int y, int cache);
@@ -126,6 +133,7 @@ template <bool emulated, int32 element_bytes, int32 rows, int32 columns, int32 b
 };
 
 template <bool emulated, int32 rows, int32 blocks> using LoadPayload = Block2D<emulated, 2, rows, 16, blocks>;
+template <bool emulated, int32 rows> using BytesPayload = Block2D<emulated, 1, rows, 16, 2>;
 template <bool emulated> using TransposedPayload = Block2D<emulated, 4, 16, 8, 1>;
 template <bool emulated> using StorePayload = Block2D<emulated, 2, 8, 16, 1>;
 
@@ -145,6 +153,25 @@ inline void load(const LoadPayload<emulated, rows, 2>& block, int32 x, int32 y, 
       for (int32 r = 0; r < rows; ++r)
         out[c * rows + r] =
             block.template element<uint16>(block.payload.x + x + 16 * c + lane_id(), block.payload.y + y + r);
+  }
+#endif
+}
+
+// Plain load of bytes, two blocks: out[0 .. rows) = bytes 0..15, out[rows .. 2 rows) = bytes 16..31 of the rows.
+template <bool emulated, int32 rows>
+inline void load_bytes(const BytesPayload<emulated, rows>& block, int32 x, int32 y, uint8 (&out)[2 * rows]) {
+#ifdef __SYCL_DEVICE_ONLY__
+  if constexpr (!emulated) {
+    const auto keep = [&](auto value) {
+      _Pragma("unroll") for (int32 i = 0; i < 2 * rows; ++i) out[i] = value[i];
+    };
+    if constexpr (rows == 16) keep(__builtin_IB_subgroup_block_read_ap_u8_m16k16v2(block.payload, x, y, 0));
+    else keep(__builtin_IB_subgroup_block_read_ap_u8_m32k16v2(block.payload, x, y, 0));
+  } else {
+    for (int32 c = 0; c < 2; ++c)
+      for (int32 r = 0; r < rows; ++r)
+        out[c * rows + r] =
+            block.template element<uint8>(block.payload.x + x + 16 * c + lane_id(), block.payload.y + y + r);
   }
 #endif
 }

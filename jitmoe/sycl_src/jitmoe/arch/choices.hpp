@@ -18,4 +18,13 @@ enum class XeTokens {
   block2d,  // the same rows read by 2D block messages
 };
 
+// Kernels of quantized weights have an encoding; int8_dpas: both operands stay integers.
+template <class Config> concept Quantized = requires { Config::encoding; };
+template <class Config> constexpr bool kIntegerDpas = false;
+template <Quantized Config> constexpr bool kIntegerDpas<Config> = Config::int8_dpas;
+
+// Type of the first GEMM's results: fp32 if they are quantized next, as rounding twice would move them by whole steps.
+template <class Config> constexpr DType kInterDtype = Config::dtype;
+template <Quantized Config> constexpr DType kInterDtype<Config> = Config::fp32_inter ? DType::fp32 : Config::dtype;
+
 }  // namespace jitmoe

@@ -8,6 +8,8 @@
 // | tensor       | shape                  | dtype            | layout, owner
 // | inter        | [pairs][inter_pitch]   | dtype            | zeros after column I; workspace
 // | w2           | [E][H][I] or           | dtype            | nk: row stride w_stride; kn: [E][I][H]
+// |              |                        |                  | Quantized: codes, w_scale, w_zero_point (mainloop/
+// |              |                        |                  | xe_scales.hpp), and inter and x_scale of xe_quantize
 // | w2_bias      | [E][H]                 | bias_dtype       | read if has_bias; caller's
 // | topk_weights | [M][k]                 | topk_weights_dtype | row stride topk_weights_row_stride, caller's
 // | sorted_pairs | [pairs]                | int32            | workspace
@@ -43,6 +45,18 @@ struct XeDownArgs {
   int64 w_expert_stride;
   int64 w_stride;
   int64 topk_weights_row_stride;
+  // Of quantized weights.
+  const void* w_scale = nullptr;
+  const void* w_zero_point = nullptr;
+  const void* x_scale = nullptr;
+  int32 block_n = 0;
+  int32 x_blocks = 0;
+  int64 scale_expert_stride = 0;
+  int64 scale_n_stride = 0;
+  int64 scale_k_stride = 0;
+  int64 zero_expert_stride = 0;
+  int64 zero_n_stride = 0;
+  int64 zero_k_stride = 0;
 };
 
 template <class Config> struct XeDownEpilogue {
@@ -127,6 +141,7 @@ template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_
   gemm.second_block = Config::tile_columns;
   gemm.columns = args.num_columns;
   gemm.column_step = 2 * Config::tile_columns;
+  if constexpr (Quantized<Config>) describe_quant<Config>(gemm, args);
   xe_grouped_gemm<Config, MainLoop>(gemm, [&](const scheduler::Tile& tile) {
     return XeDownEpilogue<Config>{args,       gemm.sorted_pairs + tile.first, int64(tile.expert) * args.hidden_size,
                                   tile.count, false,                          -1,

@@ -6,15 +6,17 @@
 //
 // | tensor        | shape               | dtype  | layout, owner
 // | hidden_states | [M][H]              | dtype  | row stride x_stride; read if tokens == gather; caller's
-// | packed_x      | [pairs][x_stride]   | dtype  | rows by sorted pair, zeros after H; read otherwise; workspace
+// | packed_x      | [pairs][x_stride]   | dtype  | rows by sorted pair, zeros after H; read otherwise; workspace;
+// |               |                     |        | Quantized: fp16 or int8, and x_scale (kernel/xe_quantize.hpp)
 // | w1            | [E][N][H] or        | dtype  | nk: row stride w_stride; kn: [E][H][N]; N = 2I: gate 0..I-1, up I..2I-1,
 // |               |                     |        | or g0 u0 g1 u1 ... if interleaved; N = I if separate or ungated
+// |               |                     |        | Quantized: codes, w_scale, w_zero_point (mainloop/xe_scales.hpp)
 // | w1_up         | as w1               | dtype  | the up rows if separate
 // | w1_bias       | [E][rows]           | bias_dtype | ordered like w1's rows, w1_up's after them; read if has_bias
 // | topk_weights  | [M][k]              | topk_weights_dtype | row stride topk_weights_row_stride; if router_weight_on_input
 // | sorted_pairs  | [pairs]             | int32  | workspace
 // | blocks        | [num_blocks][4]     | int32  | workspace; at most sub_groups_m * tile_rows rows each
-// | inter         | [pairs][inter_pitch]| dtype  | workspace; columns I..inter_pitch-1 become zeros
+// | inter         | [pairs][inter_pitch]| dtype  | workspace; columns I..inter_pitch-1 become zeros; fp32 if fp32_inter
 //
 // nd_range, SLM: kernel/xe_grouped_gemm.hpp. GRF: 256 if tile_rows * 2 * tile_columns >= 2048 (the spec's large_grf).
 // Needs: inter_pitch a multiple of 32; operand alignment as arch/choices.hpp says for Config::weights and tokens.
@@ -48,6 +50,18 @@ struct XeGateUpArgs {
   int64 topk_weights_row_stride;
   float swiglu_alpha;
   float swiglu_limit;
+  // Of quantized weights.
+  const void* w_scale = nullptr;
+  const void* w_zero_point = nullptr;
+  const void* x_scale = nullptr;
+  int32 block_n = 0;
+  int32 x_blocks = 0;
+  int64 scale_expert_stride = 0;
+  int64 scale_n_stride = 0;
+  int64 scale_k_stride = 0;
+  int64 zero_expert_stride = 0;
+  int64 zero_n_stride = 0;
+  int64 zero_k_stride = 0;
 };
 
 template <class Config> struct XeGateUpEpilogue {
@@ -55,7 +69,10 @@ template <class Config> struct XeGateUpEpilogue {
   static constexpr bool kWeighted = Config::router_weight_on_input;
 
   const XeGateUpArgs& args;
-  uint16* rows;        // of the row block
+  using Inter = element_t<kInterDtype<Config>>;
+  static constexpr bool kFloats = kInterDtype<Config> == DType::fp32;
+
+  Inter* rows;         // of the row block
   const int32* pairs;  // of the row block
   int64 bias;          // position of the expert's biases
   int32 count;
@@ -64,7 +81,7 @@ template <class Config> struct XeGateUpEpilogue {
 
   XeGateUpEpilogue(const XeGateUpArgs& from, const scheduler::Tile& tile)
       : args(from),
-        rows(static_cast<uint16*>(from.inter) + int64(tile.first) * from.inter_pitch),
+        rows(static_cast<Inter*>(from.inter) + int64(tile.first) * from.inter_pitch),
         pairs(static_cast<const int32*>(from.sorted_pairs) + tile.first),
         bias(int64(tile.expert) * (kUngated ? 1 : 2) * from.intermediate_size),
         count(tile.count),
@@ -104,13 +121,19 @@ template <class Config> struct XeGateUpEpilogue {
   void store_token_lanes(int32 column, f32x8 gate, f32x8 up) const {
     if (column >= args.inter_pitch) return;
     const int32 kept = args.intermediate_size - column;  // of the eight; the zeros after I are the K padding of xe_down
+    const auto value = [&](int32 m) {
+      return result(gate[m], up[m], weight, bias_of(column + m, 0), kUngated ? 0.0f : bias_of(column + m, 1));
+    };
+    if constexpr (kFloats) {
+      _Pragma("unroll") for (int32 m = 0; m < 8; ++m) {
+        const float one = m < kept ? value(m) : 0.0f;
+        if (row < count) rows[int64(row) * args.inter_pitch + column + m] = one;
+      }
+      return;
+    }
     arch::u32x4 packed;
     _Pragma("unroll") for (int32 i = 0; i < 4; ++i) {
-      float pair[2];
-      _Pragma("unroll") for (int32 h = 0; h < 2; ++h) {
-        const int32 m = 2 * i + h;
-        pair[h] = result(gate[m], up[m], weight, bias_of(column + m, 0), kUngated ? 0.0f : bias_of(column + m, 1));
-      }
+      const float pair[2] = {value(2 * i), value(2 * i + 1)};
       packed[i] = arch::narrow_pair<Config::emulated, Config::dtype>(pair[0], pair[1]);
       const int32 left = kept - 2 * i;
       packed[i] &= left >= 2 ? 0xffffffffu : left == 1 ? 0xffffu : 0u;
@@ -132,9 +155,15 @@ template <class Config> struct XeGateUpEpilogue {
     _Pragma("unroll") for (int32 m = 0; m < 8; ++m) {
       const float scale = kWeighted ? arch::shuffle(weight, m) : 1.0f;
       const float value = result(gate[m], up[m], scale, gate_bias, up_bias);
+      if constexpr (kFloats) {
+        if (row + m < count) rows[int64(row + m) * args.inter_pitch + n] = keep ? value : 0.0f;
+        continue;
+      }
       narrow[m] = arch::narrow<Config::emulated, Config::dtype>(keep ? value : 0.0f);
     }
-    if constexpr (Config::simd == 16) {
+    if constexpr (kFloats) {
+      return;
+    } else if constexpr (Config::simd == 16) {
       const int32 pitch = args.inter_pitch * 2;
       const arch::StorePayload<Config::emulated> block(arch::Surface{rows, pitch, count, pitch}, column, row);
       arch::store(block, 0, 0, narrow);
@@ -174,6 +203,10 @@ template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_
   gemm.second_k = kAlternatingRows ? int32(args.w_stride) : 0;
   gemm.columns = args.inter_pitch;
   gemm.column_step = kUngated ? 2 * Config::tile_columns : Config::tile_columns;
+  if constexpr (Quantized<Config>) {
+    gemm.alternating_rows = kAlternatingRows;
+    describe_quant<Config>(gemm, args);
+  }
   xe_grouped_gemm<Config, MainLoop>(gemm,
                           [&](const scheduler::Tile& tile) { return XeGateUpEpilogue<Config>(args, tile); });
 }

@@ -8,6 +8,8 @@
 
 #include <jitmoe/epilogue/routing_weight.hpp>
 #include <jitmoe/mainloop/k_slices.hpp>
+#include <jitmoe/mainloop/xe_codes_a.hpp>
+#include <jitmoe/mainloop/xe_codes_b.hpp>
 #include <jitmoe/mainloop/xe_weights_a.hpp>
 #include <jitmoe/mainloop/xe_weights_b.hpp>
 #include <jitmoe/scheduler/block_walk.hpp>
@@ -34,6 +36,10 @@ struct XeGroupedGemm {
   int32 second_k;              // mainloop::Weights::first_k of the second block
   int32 columns;               // output columns to go through (of the first block)
   int32 column_step;           // output columns per sub-group
+  // Of quantized weights. Strides and second_k then count bytes; of int8_dpas, k, w_stride, x_stride and second_k count
+  // pairs of codes.
+  mainloop::Quant quant;       // x_scale: of row 0
+  bool alternating_rows;       // column n of block q is row 2n + q of the tensor, else row n
 };
 
 // [K][N] weights with alternating gate and up columns: both blocks are read as they lie, and neighbouring lanes of the
@@ -54,11 +60,40 @@ template <int32 simd> inline f32x8 every_other(f32x8 low, f32x8 high, int32 odd)
   return out;
 }
 
+// Fills in what only quantized weights have, from the arguments that both kernels name alike.
+template <class Config, class Args>
+inline void describe_quant(XeGroupedGemm& gemm, const Args& args) {
+  gemm.quant = mainloop::quant_of(args);
+  if constexpr (kIntegerDpas<Config>) {
+    gemm.k = (gemm.k + 1) / 2;
+    gemm.w_stride /= 2;
+    gemm.x_stride /= 2;
+    gemm.second_k /= 2;
+  }
+}
+
+// Elements that expert strides count.
+template <bool quantized> struct StoredWeights { using type = uint16; };
+template <> struct StoredWeights<true> { using type = uint8; };
+
 // Which operand the weights are, and so whether an accumulator's lanes are tokens or columns.
 template <class Config> constexpr bool kTokenLanes = Config::layout == Layout::nk && Config::simd == 16;
+template <class Config> constexpr bool kConverted = Quantized<Config> && !kIntegerDpas<Config>;  // codes to fp16
 template <class Config> struct SelectMainLoop { using type = mainloop::XeWeightsB<Config>; };
-template <class Config> requires(kTokenLanes<Config>) struct SelectMainLoop<Config> {
+template <class Config>
+  requires(kTokenLanes<Config> && !kConverted<Config>)
+struct SelectMainLoop<Config> {
   using type = mainloop::XeWeightsA<Config>;
+};
+template <class Config>
+  requires(kTokenLanes<Config> && kConverted<Config>)
+struct SelectMainLoop<Config> {
+  using type = mainloop::XeCodesA<Config>;
+};
+template <class Config>
+  requires(!kTokenLanes<Config> && kConverted<Config>)
+struct SelectMainLoop<Config> {
+  using type = mainloop::XeCodesB<Config>;
 };
 template <class Config> using xe_main_loop_t = typename SelectMainLoop<Config>::type;
 
@@ -74,9 +109,10 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
   const int32 sub_group = arch::sub_group_id();
   const int32 slice = sub_group / kSubGroups, tile_index = sub_group % kSubGroups;
   const mainloop::Place place{tile_index / Config::sub_groups_n, tile_index % Config::sub_groups_n};
-  const int32 steps = (gemm.k + mainloop::kStep - 1) / mainloop::kStep;
+  constexpr int32 kStep = MainLoop::kStep;
+  const int32 steps = (gemm.k + kStep - 1) / kStep;
   const mainloop::Slice part = mainloop::slice_of(steps, slice, Config::k_slices);
-  const int32 k_begin = part.begin * mainloop::kStep, k_end = part.end * mainloop::kStep;
+  const int32 k_begin = part.begin * kStep, k_end = part.end * kStep;
   const int32 tile_columns = gemm.column_step * Config::sub_groups_n;
   const int32 num_column_tiles = (gemm.columns + tile_columns - 1) / tile_columns;
 
@@ -87,31 +123,48 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
         const int32 column = tile.column * tile_columns + place.n * gemm.column_step;
         const bool active = row < tile.count && column < gemm.columns;
 
+        using Stored = typename StoredWeights<Quantized<Config>>::type;
         const int64 expert = tile.expert * gemm.w_expert_stride;
+        const auto matrix = [&](const void* tensor) {
+          return reinterpret_cast<const uint16*>(static_cast<const Stored*>(tensor) + expert);
+        };
         const int32 w_column = gemm.first_column + column * (kPairedLanes<Config> ? 2 : 1);
-        const mainloop::Weights w{
-            {static_cast<const uint16*>(gemm.w[0]) + expert, static_cast<const uint16*>(gemm.w[1]) + expert},
-            gemm.w_stride,
-            gemm.w_columns,
-            gemm.k,
-            {w_column, w_column + gemm.second_block},
-            {0, gemm.second_k}};
+        const mainloop::Weights w{{matrix(gemm.w[0]), matrix(gemm.w[1])},
+                                  gemm.w_stride,
+                                  gemm.w_columns,
+                                  gemm.k,
+                                  {w_column, w_column + gemm.second_block},
+                                  {0, gemm.second_k},
+                                  gemm.alternating_rows ? 2 : 1,
+                                  {0, gemm.alternating_rows ? 1 : 0}};
         mainloop::Tokens x{static_cast<const uint16*>(gemm.x),
                            gemm.sorted_pairs + tile.first,
                            gemm.x_stride,
                            gemm.top_k,
                            tile.count,
                            row,
-                           steps * mainloop::kStep};
+                           steps * kStep};
         if constexpr (Config::tokens != XeTokens::gather) x.rows += tile.first * gemm.x_stride;
 
-        f32x8 acc[MainLoop::kAccumulators];
-        _Pragma("unroll(MainLoop::kUnroll)") for (int32 i = 0; i < MainLoop::kAccumulators; ++i) acc[i] = f32x8{};
-        if (active) MainLoop::run(acc, w, x, place, k_begin, k_end);
-        else MainLoop::idle(w, x, place, k_begin, k_end);
+        [[maybe_unused]] mainloop::Quant quant = gemm.quant;
+        if constexpr (Quantized<Config>) quant.x_scale += int64(tile.first) * quant.x_blocks;
 
-        mainloop::reduce_slices<Config::k_slices, kSubGroups, kSimd>(acc, slice, tile_index);
+        typename MainLoop::Accumulator sums[MainLoop::kAccumulators];
+        _Pragma("unroll(MainLoop::kUnroll)") for (int32 i = 0; i < MainLoop::kAccumulators; ++i)
+          sums[i] = typename MainLoop::Accumulator{};
+        if (!active) MainLoop::idle(w, x, place, k_begin, k_end);
+        else if constexpr (kConverted<Config>) MainLoop::run(sums, w, x, quant, tile.expert, place, k_begin, k_end);
+        else MainLoop::run(sums, w, x, place, k_begin, k_end);
+
+        mainloop::reduce_slices<Config::k_slices, kSubGroups, kSimd>(sums, slice, tile_index);
         if (!active || slice > 0) return;
+
+        f32x8 acc[MainLoop::kAccumulators];
+        if constexpr (kIntegerDpas<Config>) {
+          mainloop::TokenLaneScales<Config>(w, x, quant, tile.expert, 0).convert(sums, acc);
+        } else {
+          _Pragma("unroll(MainLoop::kUnroll)") for (int32 i = 0; i < MainLoop::kAccumulators; ++i) acc[i] = sums[i];
+        }
 
         auto epilogue = make_epilogue(tile);
         if constexpr (kTokenLanes<Config>) {

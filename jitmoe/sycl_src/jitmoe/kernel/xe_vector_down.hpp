@@ -4,7 +4,7 @@
 #pragma once
 
 #include <jitmoe/epilogue/routing_weight.hpp>
-#include <jitmoe/mainloop/xe_vector.hpp>
+#include <jitmoe/mainloop/xe_vector_codes.hpp>
 
 namespace jitmoe::kernel {
 
@@ -29,36 +29,50 @@ struct XeVectorDownArgs {
   int64 w_expert_stride;
   int64 w_stride;
   int64 topk_weights_row_stride;
+  // Of quantized weights.
+  const void* w_scale = nullptr;
+  const void* w_zero_point = nullptr;
+  const void* x_scale = nullptr;
+  int32 block_n = 0;
+  int32 x_blocks = 0;
+  int64 scale_expert_stride = 0;
+  int64 scale_n_stride = 0;
+  int64 scale_k_stride = 0;
+  int64 zero_expert_stride = 0;
+  int64 zero_n_stride = 0;
+  int64 zero_k_stride = 0;
 };
 
 template <class Config> inline void xe_vector_down(const XeVectorDownArgs& args) {
-  using MainLoop = mainloop::XeVector<Config>;
-  using Element = typename MainLoop::Element;
   constexpr int32 kRows = Config::tile_rows, kColumns = Config::sub_groups * Config::simd;
   const auto item = nd_item<1>();
   const auto* pairs = static_cast<const int32*>(args.sorted_pairs);
+  mainloop::VectorOperands<Config> operands{
+      {args.w2, args.w2}, args.w_expert_stride, args.w_stride, args.hidden_size, args.intermediate_size, {}};
+  if constexpr (Quantized<Config>)
+    operands.quant = mainloop::quant_of(args);
   const int32 num_column_tiles = (args.num_columns + 2 * kColumns - 1) / (2 * kColumns);
 
   scheduler::for_each_tile(
       static_cast<const int32*>(args.blocks), *static_cast<const int32*>(args.num_blocks), num_column_tiles,
       int32(item.get_group(0)), int32(item.get_group_range(0)), [&](const scheduler::Tile& tile) {
         const int32 n = tile.column * 2 * kColumns + int32(item.get_local_id(0));
-        const auto* matrix = static_cast<const Element*>(args.w2) + tile.expert * args.w_expert_stride;
-        const Element* w[2];
+        int32 columns[2];
         float bias[2] = {};
-        const Element* rows[kRows];
+        int32 rows[kRows];
         _Pragma("unroll") for (int32 q = 0; q < 2; ++q) {
           const int32 here = n + q * kColumns;
           const int32 column = args.first_column + (here < args.num_columns ? here : args.num_columns - 1);
-          w[q] = MainLoop::column(matrix, column, args.w_stride);
+          columns[q] = column;
           if constexpr (Config::has_bias)
             bias[q] = arch::read_float<Config::bias_dtype>(args.w2_bias, int64(tile.expert) * args.hidden_size + column);
         }
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m)
-          rows[m] = static_cast<const Element*>(args.inter) +
-                    int64(tile.first + (m < tile.count ? m : tile.count - 1)) * args.inter_pitch;
+          rows[m] = tile.first + (m < tile.count ? m : tile.count - 1);
         float acc[2][kRows] = {};
-        MainLoop::run(acc, w, args.w_stride, rows, args.intermediate_size);
+        mainloop::run_vector<Config>(acc, operands, tile.expert, columns,
+                                     args.inter,
+                                     args.inter_pitch, rows);
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
           if (m >= tile.count) continue;
           const int32 pair = pairs[tile.first + m];

@@ -6,7 +6,7 @@
 
 #include <jitmoe/epilogue/routing_weight.hpp>
 #include <jitmoe/epilogue/xe_activation.hpp>
-#include <jitmoe/mainloop/xe_vector.hpp>
+#include <jitmoe/mainloop/xe_vector_codes.hpp>
 
 namespace jitmoe::kernel {
 
@@ -30,42 +30,61 @@ struct XeVectorGateUpArgs {
   int64 topk_weights_row_stride;
   float swiglu_alpha;
   float swiglu_limit;
+  // Of quantized weights.
+  const void* w_scale = nullptr;
+  const void* w_zero_point = nullptr;
+  const void* x_scale = nullptr;
+  int32 block_n = 0;
+  int32 x_blocks = 0;
+  int64 scale_expert_stride = 0;
+  int64 scale_n_stride = 0;
+  int64 scale_k_stride = 0;
+  int64 zero_expert_stride = 0;
+  int64 zero_n_stride = 0;
+  int64 zero_k_stride = 0;
 };
 
 template <class Config> inline void xe_vector_gate_up(const XeVectorGateUpArgs& args) {
-  using MainLoop = mainloop::XeVector<Config>;
-  using Element = typename MainLoop::Element;
+  using Element = element_t<kInterDtype<Config>>;
   constexpr int32 kRows = Config::tile_rows, kColumns = Config::sub_groups * Config::simd;
   constexpr bool kUngated = Config::gate_up == GateUp::ungated, kSeparate = Config::gate_up == GateUp::separate;
   constexpr int32 kTile = kUngated ? 2 * kColumns : kColumns;
   const auto item = nd_item<1>();
   const auto* pairs = static_cast<const int32*>(args.sorted_pairs);
+  mainloop::VectorOperands<Config> operands{{args.w1, kSeparate ? args.w1_up : args.w1},
+                                            args.w_expert_stride,
+                                            args.w_stride,
+                                            kUngated || kSeparate ? args.intermediate_size : 2 * args.intermediate_size,
+                                            args.hidden_size,
+                                            {}};
+  if constexpr (Quantized<Config>)
+    operands.quant = mainloop::quant_of(args);
   const int32 num_column_tiles = (args.intermediate_size + kTile - 1) / kTile;
 
   scheduler::for_each_tile(
       static_cast<const int32*>(args.blocks), *static_cast<const int32*>(args.num_blocks), num_column_tiles,
       int32(item.get_group(0)), int32(item.get_group_range(0)), [&](const scheduler::Tile& tile) {
         const int32 n = tile.column * kTile + int32(item.get_local_id(0));
-        const Element* w[2];
+        int32 columns[2];
         float bias[2] = {};
         _Pragma("unroll") for (int32 q = 0; q < 2; ++q) {
           const int32 here = kUngated ? n + q * kColumns : n;
           const int32 safe = here < args.intermediate_size ? here : args.intermediate_size - 1;
           const int32 row = epilogue::w1_row<Config::gate_up>(safe, q, args.intermediate_size);
-          const void* tensor = kSeparate && q == 1 ? args.w1_up : args.w1;
-          w[q] = MainLoop::column(static_cast<const Element*>(tensor) + tile.expert * args.w_expert_stride,
-                                  kSeparate ? safe : row, args.w_stride);
+          columns[q] = kSeparate ? safe : row;
           if constexpr (Config::has_bias)
             bias[q] = arch::read_float<Config::bias_dtype>(
                 args.w1_bias, int64(tile.expert) * (kUngated ? 1 : 2) * args.intermediate_size + row);
         }
-        const Element* rows[kRows];
+        int32 rows[kRows];
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
-          const int32 token = pairs[tile.first + (m < tile.count ? m : tile.count - 1)] / args.top_k;
-          rows[m] = static_cast<const Element*>(args.hidden_states) + token * args.x_row_stride;
+          const int32 r = tile.first + (m < tile.count ? m : tile.count - 1);
+          rows[m] = Quantized<Config> ? r : pairs[r] / args.top_k;
         }
         float acc[2][kRows] = {};
-        MainLoop::run(acc, w, args.w_stride, rows, args.hidden_size);
+        mainloop::run_vector<Config>(acc, operands, tile.expert, columns,
+                                     args.hidden_states,
+                                     args.x_row_stride, rows);
         auto* inter = static_cast<Element*>(args.inter) + int64(tile.first) * args.inter_pitch;
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
           if (m >= tile.count) continue;
@@ -76,7 +95,7 @@ template <class Config> inline void xe_vector_gate_up(const XeVectorGateUpArgs& 
           const float first = acc[0][m] * weight + bias[0], second = acc[1][m] * weight + bias[1];
           const auto keep = [&](int32 column, float gate, float up) {
             if (column >= args.intermediate_size) return;
-            inter[int64(m) * args.inter_pitch + column] = arch::narrow<Config::emulated, Config::dtype>(
+            inter[int64(m) * args.inter_pitch + column] = arch::narrow<Config::emulated, kInterDtype<Config>>(
                 epilogue::xe_gated<Config>(gate, up, {args.swiglu_alpha, args.swiglu_limit}));
           };
           keep(n, first, second);

@@ -54,6 +54,8 @@ template <class Config> struct Cutlass {
   static constexpr int32 kUnroll = kEmulated ? 1 : 64;
   static constexpr int32 kColumnBlocks = Config::tile_columns / (kWeightsAreA ? kDpasM : kDpasN);
   static constexpr int32 kTokenBlocks = Config::tile_rows / (kWeightsAreA ? kDpasN : kDpasM);
+  using Accumulator = arch::f32x8;
+  static constexpr int32 kStep = mainloop::kStep;
   static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
   static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
 

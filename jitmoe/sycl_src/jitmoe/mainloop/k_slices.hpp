@@ -10,8 +10,6 @@
 
 namespace jitmoe::mainloop {
 
-using arch::f32x8;
-
 // The part of `steps` K steps that slice `slice` of `slices` takes: [begin, end) in steps.
 struct Slice {
   int32 begin, end;
@@ -22,12 +20,12 @@ inline Slice slice_of(int32 steps, int32 slice, int32 slices) {
   return {begin < steps ? begin : steps, end < steps ? end : steps};
 }
 
-// Adds the accumulators of all slices of a tile into those of slice 0. Every sub-group of the work-group calls it.
-template <int32 slices, int32 tiles, int32 simd, int32 count>
-inline void reduce_slices(f32x8 (&acc)[count], int32 slice, int32 tile) {
+// Adds the accumulators (32 B per lane each) of all slices of a tile into those of slice 0. Every sub-group of the work-group calls it.
+template <int32 slices, int32 tiles, int32 simd, class Vector, int32 count>
+inline void reduce_slices(Vector (&acc)[count], int32 slice, int32 tile) {
   if constexpr (slices > 1) {
     constexpr int32 kVectors = count * simd;  // one sub-group's accumulators: vector index outermost, lane fastest
-    auto* memory = static_cast<JITMOE_LOCAL f32x8*>(arch::local_memory<(slices - 1) * tiles * kVectors * 32>());
+    auto* memory = static_cast<JITMOE_LOCAL Vector*>(arch::local_memory<(slices - 1) * tiles * kVectors * 32>());
     const int32 lane = arch::lane_id();
     if (slice > 0) {
       auto* mine = memory + ((slice - 1) * tiles + tile) * kVectors + lane;

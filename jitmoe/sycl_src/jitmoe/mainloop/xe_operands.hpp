@@ -13,7 +13,8 @@ namespace jitmoe::mainloop {
 
 constexpr int32 kStep = 32;  // elements of K per step: one 64 B line of a 16-bit row, two dpas deep
 
-// Element (n, k) of block q: nk: matrix[q][n * stride + first_k[q] + k], kn: matrix[q][k * stride + n].
+// Element (n, k) of block q: nk: matrix[q][n * stride + first_k[q] + k], kn: matrix[q][k * stride + n]. Of codes, matrix
+// points to bytes, stride and first_k count bytes, and column n is row n * row_step + first_row[q] of the tensor.
 struct Weights {
   const uint16* matrix[2];  // one expert's, per block; two tensors only if gate and up rows are separate
   int64 stride;             // elements between rows of the storage; nk, alternating gate and up rows: twice that
@@ -21,6 +22,8 @@ struct Weights {
   int32 k;                  // K without padding
   int32 column[2];          // first column of the sub-group's two blocks
   int32 first_k[2];         // nk, alternating gate and up rows: an up row starts where its gate row's neighbour does
+  int32 row_step = 1;
+  int32 first_row[2] = {0, 0};
 };
 
 // What prefetches need of block q; an index known at run time only would put the whole struct into memory.

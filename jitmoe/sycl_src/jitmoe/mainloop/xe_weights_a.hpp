@@ -24,6 +24,12 @@ using arch::f32x8;
 using arch::u32x8;
 
 template <class Config> struct XeWeightsA {
+  // int8_dpas: codes and quantized tokens stay bytes, two to an element of this loop, and a step is 64 of them.
+  static constexpr bool kInteger = kIntegerDpas<Config>;
+  template <bool, class T> struct Select { using type = T; };
+  template <class T> struct Select<true, T> { using type = arch::i32x8; };
+  using Accumulator = typename Select<kInteger, f32x8>::type;
+  static constexpr int32 kStep = mainloop::kStep;
   static constexpr int32 kSimd = Config::simd;
   static constexpr int32 kColumnBlocks = Config::tile_columns / arch::kDpasRows;
   static constexpr int32 kTokenBlocks = Config::tile_rows / kSimd;
@@ -48,6 +54,11 @@ template <class Config> struct XeWeightsA {
   static constexpr int32 kTokenRows = Config::tile_rows / kTokenShares;
 
   static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
+
+  static Accumulator multiply(A a, u32x8 b, Accumulator c) {
+    if constexpr (kInteger) return arch::dpas_int8<kEmulated>(a, b, c);
+    else return arch::dpas<kEmulated, kSimd, Config::dtype>(a, b, c);
+  }
 
   static arch::Surface weight_surface(const Weights& w, int32 q) {
     const Block block = block_of(w, q);
@@ -106,7 +117,7 @@ template <class Config> struct XeWeightsA {
   }
 
   // acc += W x^T over k in [k_begin, k_end), multiples of 32.
-  static void run(f32x8 (&acc)[kAccumulators], const Weights& w, const Tokens& x, Place place, int32 k_begin,
+  static void run(Accumulator (&acc)[kAccumulators], const Weights& w, const Tokens& x, Place place, int32 k_begin,
                   int32 k_end) {
     // Tokens as B operands: the lane's own row, clamped to the last one (its results are dropped).
     const uint16* row[kTokenBlocks];
@@ -157,8 +168,7 @@ template <class Config> struct XeWeightsA {
           _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j)
             _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i)
               _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
-                acc[index(q, j, i)] =
-                    arch::dpas<kEmulated, kSimd, Config::dtype>(a[q][j][h], tokens[i][h], acc[index(q, j, i)]);
+                acc[index(q, j, i)] = multiply(a[q][j][h], tokens[i][h], acc[index(q, j, i)]);
       } else {
         // Eight columns at a time, so that few A operands are alive at once.
         _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
@@ -166,9 +176,9 @@ template <class Config> struct XeWeightsA {
             const int32 column = w.column[q] + 8 * j;
             const A low = element_a(w, q, column, k), high = element_a(w, q, column, k + 16);
             _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
-              f32x8& sum = acc[index(q, j, i)];
-              sum = arch::dpas<kEmulated, kSimd, Config::dtype>(low, tokens[i][0], sum);
-              sum = arch::dpas<kEmulated, kSimd, Config::dtype>(high, tokens[i][1], sum);
+              Accumulator& sum = acc[index(q, j, i)];
+              sum = multiply(low, tokens[i][0], sum);
+              sum = multiply(high, tokens[i][1], sum);
             }
           }
       }

@@ -21,6 +21,8 @@ using arch::f32x8;
 using arch::u32x8;
 
 template <class Config> struct XeWeightsB {
+  using Accumulator = f32x8;
+  static constexpr int32 kStep = mainloop::kStep;
   static constexpr int32 kSimd = Config::simd;
   static constexpr int32 kColumnBlocks = Config::tile_columns / kSimd;
   static constexpr int32 kTokenBlocks = Config::tile_rows / arch::kDpasRows;
