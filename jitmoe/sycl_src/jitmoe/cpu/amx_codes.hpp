@@ -25,6 +25,11 @@ template <class Config> struct TileCodes {
     B blocks[2];
   };
 
+  static int64 block_of(int64 k) {
+    if constexpr (B::block_k == 0) return 0;
+    else return k / B::block_k;
+  }
+
   static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged) {
     const int64 row_bytes = ceil_div(k * W::bits, 8);
 #pragma clang loop unroll(disable)
@@ -36,16 +41,14 @@ template <class Config> struct TileCodes {
         continue;
       }
       const uint8* const codes = w.first[a] + n * w.stride;
-      int64 block = -1;
-      float scale = 1.0f;
-      uint32 zero = 0;
+      float scales[kStagedK / amx::kStep];
+      uint32 zeros[kStagedK / amx::kStep] = {};
+      const int64 first = block_of(k0);
+      if constexpr (B::block_k != 0 || B::has_zero_point)
+        w.blocks[a].template read<W>(n, first, int(block_of(k0 + num_k - 1) - first) + 1, scales, zeros);
 #pragma clang loop unroll(disable)
       for (int64 i = 0; i < num_k; i += amx::kStep) {
-        const int64 here = B::block_k == 0 ? 0 : (k0 + i) / (B::block_k == 0 ? 1 : B::block_k);
-        if ((B::block_k != 0 || B::has_zero_point) && here != block) {
-          block = here;
-          w.blocks[a].template read<W>(n, block, 1, &scale, &zero);
-        }
+        const int64 block = block_of(k0 + i) - first;
         const int64 at = (k0 + i) * W::bits / 8;
         const uint8* from = codes + at;
         uint8 tail[W::step_bytes];
@@ -53,10 +56,10 @@ template <class Config> struct TileCodes {
           copy_tail(from, row_bytes - at, tail, W::step_bytes);
           from = tail;
         }
-        auto pairs = W::load(from, zero);
+        auto pairs = W::load(from, zeros[block]);
         if constexpr (B::block_k != 0) {
-          const auto even = bit_cast<S::floats>(pairs << 16) * scale;
-          const auto odd = bit_cast<S::floats>(pairs & 0xffff0000u) * scale;
+          const auto even = bit_cast<S::floats>(pairs << 16) * scales[block];
+          const auto odd = bit_cast<S::floats>(pairs & 0xffff0000u) * scales[block];
           pairs = ((bit_cast<S::units>(even) + 0x8000u) >> 16) | ((bit_cast<S::units>(odd) + 0x8000u) & 0xffff0000u);
         }
         store(to + i, pairs);

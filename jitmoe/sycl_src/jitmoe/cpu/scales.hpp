@@ -113,12 +113,12 @@ template <class Config> struct Blocks {
   }
 };
 
-// What the sums of one block are multiplied by, and begin with, in the lanes form. Arrays have an entry per row of the
-// tile, or per padded token; tokens' are null where there are none.
+// What the sums of one block are multiplied by, and begin with, in the lanes form: an entry per row of the tile, and per
+// padded token; null where there are none.
 struct LanesScales {
   const float* rows = nullptr;
   const float* tokens = nullptr;
-  const int32* corrections = nullptr;
+  const int32* corrections = nullptr;  // per row: -128 times the sum of its int8
 };
 
 // What belongs to tokens of quantized inputs: a scale per block of input_block_k (null unless blocks have their own),
@@ -156,21 +156,12 @@ template <class B> inline TokenScales token_scales(const TokenRows& rows, int64 
   return scales;
 }
 
-// Gathers the scales and corrections of one block of `padded` tokens.
+// Gathers the scales of one block of `padded` tokens.
 template <class B>
-inline LanesScales gather_scales(const TokenScales* tokens, int padded, int64 block, float* scales, int32* corrections) {
-  LanesScales result;
-  if constexpr (B::input_blocks) {
+inline LanesScales gather_scales(const TokenScales* tokens, int padded, int64 block, float* scales) {
 #pragma clang loop unroll(disable)
-    for (int t = 0; t < padded; ++t) scales[t] = tokens[t].scale[B::input_index(block)];
-    result.tokens = scales;
-  }
-  if constexpr (B::has_corrections) {
-#pragma clang loop unroll(disable)
-    for (int t = 0; t < padded; ++t) corrections[t] = tokens[t].correction[block];
-    result.corrections = corrections;
-  }
-  return result;
+  for (int t = 0; t < padded; ++t) scales[t] = tokens[t].scale[B::input_index(block)];
+  return {nullptr, scales, nullptr};
 }
 
 }  // namespace jitmoe::cpu

@@ -8,8 +8,8 @@
 //   lanes        floats per register: 16 (AVX-512), 8 (AVX2), 4 (any x86-64)
 //   k_per_unit   elements of K in one unit: 4, 2 or 1
 //
-// vpdpbusd multiplies unsigned by signed bytes: weights are stored + 128 then (codes.hpp), and sums begin at
-// -128 * sum of the token's bytes.
+// vpdpbusd multiplies unsigned by signed bytes. So 128 is added to one side's int8, and sums begin at -128 times the sum
+// of the other side's: rows form adds to weights (codes.hpp), lanes form to tokens, both to what they load less often.
 //
 // Unaligned loads go through memcpy, so tensors need only their element's alignment. SPIR-V vectors have at most 16
 // elements, which is why a register of 32 bf16 is written as 16 dwords.

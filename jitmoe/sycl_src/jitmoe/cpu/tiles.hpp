@@ -218,7 +218,7 @@ inline void lanes_tile(const uint32* panel, int panel_stride, const uint8* const
   for (int n = 0; n < NR; ++n)
 #pragma unroll
     for (int v = 0; v < TV; ++v) {
-      if constexpr (S::quads) acc[n][v] = load<sums>(scales.corrections + v * S::lanes);
+      if constexpr (S::quads) acc[n][v] = sums(scales.corrections[n]);
       else if constexpr (scaled) acc[n][v] = sums(0);
       else acc[n][v] = accumulate ? load<floats>(c + n * c_stride + v * S::lanes) : floats(0.0f);
     }
@@ -234,10 +234,12 @@ inline void lanes_tile(const uint32* panel, int panel_stride, const uint8* const
       for (int v = 0; v < TV; ++v) tokens[v] = load<units>(panel + u * panel_stride + v * S::lanes);
 #pragma unroll
       for (int n = 0; n < NR; ++n) {
-        units weight = units(load<uint32>(w[n] + u * 4));
-        if constexpr (S::quads) weight ^= 0x80808080u;
+        const units weight = units(load<uint32>(w[n] + u * 4));
 #pragma unroll
-        for (int v = 0; v < TV; ++v) S::accumulate(acc[n][v], tokens[v], weight);
+        for (int v = 0; v < TV; ++v) {
+          if constexpr (S::quads) dot_int8(acc[n][v], weight, tokens[v]);
+          else S::accumulate(acc[n][v], tokens[v], weight);
+        }
       }
     }
   }
@@ -257,6 +259,19 @@ inline void lanes_tile(const uint32* panel, int panel_stride, const uint8* const
   }
 }
 
+// Sum of the signed bytes of num_units quads.
+template <class S> inline int32 sum_bytes(const uint8* from, int64 num_units) {
+  typename S::sums acc = 0;
+  int64 u = 0;
+  for (; u + S::lanes <= num_units; u += S::lanes)
+    dot_int8(acc, load<typename S::units>(from + 4 * u), typename S::units(0x01010101u));
+  int32 sum = 0;
+#pragma unroll
+  for (int l = 0; l < S::lanes; ++l) sum += acc[l];
+  for (int64 i = 4 * u; i < 4 * num_units; ++i) sum += int8(from[i]);
+  return sum;
+}
+
 // One group of NR weight rows against all token vectors of the panel. padded is a multiple of two vectors.
 template <class S, bool scaled, int NR>
 inline void lanes_group(const uint32* panel, int padded, const uint8* const (&w)[NR], int64 ahead, int64 num_units,
@@ -266,8 +281,7 @@ inline void lanes_group(const uint32* panel, int padded, const uint8* const (&w)
   while (t < padded) {
     const auto pass = [&](auto vectors) {
       constexpr int V = decltype(vectors)::value;
-      const LanesScales here{scales.rows, scales.tokens ? scales.tokens + t : nullptr,
-                             scales.corrections ? scales.corrections + t : nullptr};
+      const LanesScales here{scales.rows, scales.tokens ? scales.tokens + t : nullptr, scales.corrections};
       lanes_tile<S, scaled, NR, V>(panel + t, padded, w, ahead, num_units, here, c + t, c_stride, accumulate);
       t += V * S::lanes;
     };
@@ -334,6 +348,11 @@ template <class W, class B>
       }
     }
     scales.rows = row_scales;
+    int32 corrections[NR];
+    if constexpr (S::quads) {
+      for (int n = 0; n < NR; ++n) corrections[n] = -128 * sum_bytes<S>(units[n], num_units);
+      scales.corrections = corrections;
+    }
     lanes_group<S, B::block_k != 0, NR>(panel, padded, units, in_place ? ahead : 0, num_units, scales,
                                         c + n0 * c_stride, c_stride, u0 > 0);
   }
@@ -356,6 +375,9 @@ inline void pack_panel(const Byte* const* tokens, int padded, int64 k, int64 u0,
 #pragma unroll
       for (int t = 0; t < S::lanes; ++t) block[t] = S::load_whole(whole ? row(t) + at : tails[t]);
       transpose<S::lanes>(block);
+      if constexpr (S::quads)
+#pragma unroll
+        for (int i = 0; i < S::lanes; ++i) block[i] ^= 0x80808080u;  // int8 + 128: the unsigned side of a product
 #pragma unroll
       for (int i = 0; i < S::lanes; ++i) store(panel + (u + i) * padded + t0, block[i]);
     }

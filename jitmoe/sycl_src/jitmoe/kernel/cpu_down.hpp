@@ -89,7 +89,6 @@ struct Scratch {
   uint32 panel[kPanelUnits * kMaxBlockTokens];  // of y_rows
   uint32 staged[8 * kPanelUnits];
   float block_scales[kMaxBlockTokens];
-  int32 block_corrections[kMaxBlockTokens];
   epilogue::Affine<kMaxColumns, kMaxBlockTokens> affine;
   FewPairs few;
 };
@@ -192,9 +191,8 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
               pack_panel<X>(rows, padded, inner, u0, units, s->panel);
               panel = s->panel;
             }
-            if constexpr (B::has_token_scales)
-              lanes_scales = gather_scales<B>(scales, padded, u0 * X::k_per_unit / B::block_k, s->block_scales,
-                                              s->block_corrections);
+            if constexpr (B::input_blocks)
+              lanes_scales = gather_scales<B>(scales, padded, u0 * X::k_per_unit / B::block_k, s->block_scales);
             const uint8* after = u0 + units < num_units ? w + (u0 + units) * X::k_per_unit * G::bits / 8 : w_next;
             lanes_form<typename G::template Weights<X>>(w, w_stride, columns, blocks[0], panel, padded, inner, u0, units,
                                                         after, lanes_scales, s->tile, padded, s->staged);

@@ -94,7 +94,6 @@ struct Scratch {
   uint32 panel[kPanelUnits * kMaxBlockTokens];
   uint32 staged[8 * kPanelUnits];
   float block_scales[kMaxBlockTokens];
-  int32 block_corrections[kMaxBlockTokens];
   epilogue::Affine<2 * kMaxRows, kMaxBlockTokens> affine;
   FewPairs few;
 };
@@ -281,9 +280,8 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
           for (int64 u0 = 0; u0 < num_units;) {
             const int64 units = chunk_units<X, B>(u0, num_units, kPanelUnits);
             LanesScales lanes_scales;
-            if constexpr (B::has_token_scales)
-              lanes_scales = gather_scales<B>(scales, padded, u0 * X::k_per_unit / B::block_k, s->block_scales,
-                                              s->block_corrections);
+            if constexpr (B::input_blocks)
+              lanes_scales = gather_scales<B>(scales, padded, u0 * X::k_per_unit / B::block_k, s->block_scales);
             pack_panel<X>(tokens, padded, hidden, u0, units, s->panel);
             for (int m = 0; m < H::matrices; ++m) {
               const uint8* after = m + 1 < H::matrices      ? matrices[m + 1] + u0 * X::k_per_unit * G::bits / 8
