@@ -783,8 +783,10 @@ def check_problem(problem: MoEProblem, choice: XeChoice) -> MoEProblem:
             h_multiple = max(h_multiple, 8)
     elif (isinstance(gate_up, XeVectorGateUp) and gate_up.wide) or (isinstance(down, XeVectorDown) and down.wide):
         h_multiple = i_multiple = 2
-    # K of quantized weights goes over into a second block of scales, and is wide enough for 2D blocks.
+    # K of quantized weights goes over into a second block of scales, is wide enough for 2D blocks, and fills its bytes.
     quants = (problem.w1_quant, problem.w2_quant)
+    if any(quant is not None and quant.format.bits == 4 for quant in quants):
+        h_multiple, i_multiple = max(h_multiple, 2), max(i_multiple, 2)
     more_h, more_i = (0 if q is None else max(64, min(q.format.block_k, 256)) for q in quants)
     small_h = _align_up(101 + more_h, h_multiple)
     small_i = _align_up(67 + more_i, i_multiple)

@@ -154,7 +154,9 @@ def test_scales_of_very_different_size(pipeline: Pipeline, scales: str, monkeypa
     check(pipeline, one, "bmg-g21", BLOCK2D)
 
 
-@pytest.mark.parametrize("name", ["int8 in blocks with tails", "gpt-oss in MXFP4", "INT8 W8A8", "any block size"])
+@pytest.mark.parametrize(
+    "name", ["int8 in blocks with tails", "gpt-oss in MXFP4", "INT8 W8A8", "any block size", "dg2: odd sizes"]
+)
 def test_the_check_problem_runs_the_same_kernels(pipeline: Pipeline, name: str) -> None:
     arch, _, big = _CASES[name]
     device = stream(arch).device

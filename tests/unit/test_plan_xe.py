@@ -13,6 +13,7 @@ import pytest
 
 from jitmoe.device import Device
 from jitmoe.errors import ArgumentError, UnsupportedProblemError
+from jitmoe.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.plan import tuned, xe
 from jitmoe.plan.architectures import ARCHITECTURES, architecture, offline_device
 from jitmoe.plan.xe_specs import (
@@ -300,3 +301,39 @@ def test_every_probed_gpu_is_in_the_table() -> None:
 
     assert set(probe._ARCHITECTURES.values()) | {name for _, name in probe._NAME_PARTS} <= set(ARCHITECTURES)
     assert architecture(probe.UNKNOWN_GPU).name == probe.UNKNOWN_GPU
+
+
+@pytest.mark.parametrize("sizes", [(2048, 768), (2050, 770)])
+@pytest.mark.parametrize("arch", ["bmg-g21", "dg2", "mtl"])
+@pytest.mark.parametrize("block_k", [0, 32, 48, 128])
+@pytest.mark.parametrize("encoding", list(Encoding))
+def test_check_problem_keeps_every_spec_of_quantized_weights(
+    encoding: Encoding, block_k: int, arch: str, sizes: tuple[int, int]
+) -> None:
+    quant = WeightFormat(encoding=encoding, scale_dtype=DType.FP32, block_n=1, block_k=block_k)
+    one = problem(w1_quant=quant.dense(1, 1), w2_quant=quant.dense(1, 1))
+    one = one.resized(num_tokens=300, hidden_size=sizes[0], intermediate_size=sizes[1], num_experts=16, top_k=4)
+    device = offline_device(arch)
+    choice = xe.choose(one, device, configs=())
+    assert isinstance(choice.gate_up, XeGemm) == (arch != "mtl" and block_k != 48)
+    small = xe.check_problem(one, choice)
+    assert xe.launches(small, device, choice).specs == xe.launches(one, device, choice).specs
+    for name, k in (("w1", small.hidden_size), ("w2", small.intermediate_size)):
+        assert k * encoding.bits % 8 == 0
+        assert k > block_k
+        if (
+            isinstance(choice.gate_up, XeGemm)
+            and xe.weights_class(one, architecture(arch), name)[0] is XeWeights.BLOCK2D
+        ):
+            assert xe.weights_class(small, architecture(arch), name)[0] is XeWeights.BLOCK2D
+
+
+def test_what_quantized_kernels_cannot_do_is_refused() -> None:
+    quant = WeightFormat(
+        encoding=Encoding.E4M3, scale_dtype=DType.FP32, block_n=128, block_k=128, has_k_order=True
+    ).dense(1, 1)
+    one = problem(w1_quant=quant, w2_quant=quant, input_quant=InputQuant.E4M3, input_block_k=128)
+    with pytest.raises(UnsupportedProblemError, match="k_order"):
+        xe.choose(one, BMG, configs=())
+    with pytest.raises(UnsupportedProblemError, match="quantized weights in both"):
+        xe.choose(problem(w1_quant=quant, input_quant=InputQuant.E4M3), BMG, configs=())
