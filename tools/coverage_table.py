@@ -24,13 +24,17 @@ from jitmoe.compilers.ocloc import Ocloc, find_ocloc
 from jitmoe.device import Device
 from jitmoe.errors import JitMoEError
 from jitmoe.formats import WHOLE, Encoding, InputQuant, WeightFormat
+from jitmoe.grouped_problem import GroupedGemmProblem
 from jitmoe.kernels import KernelStore
 from jitmoe.operation import Problem, parts_of
 from jitmoe.plan import planner_for
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.problem import Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.routed import AdjustRoutingProblem, RoutedMoEProblem
+from jitmoe.routing import Routing, RoutingProblem
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import Stream, private_stream, stream_of
+from jitmoe.sorting import LoadProblem, SortProblem, max_padded_pairs
 from jitmoe.spec import KernelSpec
 
 EMULATED_ARCHES = ("bmg-g21", "dg2")  # sub-groups of 16 with 2D block loads, and of 8 without
@@ -132,9 +136,102 @@ def expert_cases() -> Iterator[Case]:
         yield Case(name, words, problem)
 
 
+def routers() -> dict[str, Routing]:
+    """Returns the routers of model families, in words."""
+    return {
+        "softmax, top-k": Routing(top_k=4),
+        "softmax, top-k, renormalized": Routing(top_k=4, renormalize=True),
+        "top-k, softmax (gpt-oss)": Routing(top_k=4, topk_before_scoring=True),
+        "sigmoid": Routing(top_k=4, scoring="sigmoid", renormalize=True),
+        "sigmoid top-1 (Llama 4)": Routing(top_k=1, scoring="sigmoid", topk_before_scoring=True),
+        "groups by their best (DeepSeek-V2)": Routing(top_k=4, num_groups=4, topk_groups=2, scaling_factor=16.0),
+        "groups by their two best, bias (DeepSeek-V3)": Routing(
+            top_k=4, scoring="sigmoid", num_groups=4, topk_groups=2, group_score="top2_sum", renormalize=True,
+            renormalize_epsilon=1e-20, scaling_factor=2.5,
+        ),
+        "sqrt-softplus, bias": Routing(top_k=4, scoring="sqrt_softplus", renormalize=True),
+        "given weights": Routing(top_k=4, scoring="none"),
+        "temperature, shared expert": Routing(top_k=4, temperature=0.5, num_shared_experts=1),
+        "capped": Routing(top_k=4, capacity_factor=1.2),
+    }  # fmt: skip
+
+
+def routing_problem(routing: Routing, dtype: DType, num_experts: int, *, biased: bool) -> RoutingProblem:
+    """Returns a problem with densely packed tensors."""
+    return RoutingProblem(
+        num_tokens=100,
+        num_experts=num_experts,
+        routing=routing,
+        dtype=dtype,
+        bias_dtype=DType.FP32 if biased else None,
+        ids_dtype=DType.INT32,
+        logits_row_stride=num_experts,
+        weights_row_stride=routing.num_slots,
+        ids_row_stride=routing.num_slots,
+    )
+
+
+def other_cases() -> Iterator[Case]:
+    """Yields the rows of all other ops."""
+    for words, routing in routers().items():
+        for dtype in (DType.BF16, DType.FP32):
+            problem = routing_problem(routing, dtype, 24, biased="bias" in words)
+            yield Case("route", f"{words}, {dtype.value}", problem)
+    for num_experts in (1000, 1024):
+        problem = routing_problem(Routing(top_k=32), DType.FP16, num_experts, biased=False)
+        yield Case("route", f"{num_experts} experts, k = 32, fp16", problem)
+    slots = 2
+    for words, routing_part in (
+        ("router logits", routing_problem(Routing(top_k=slots), DType.BF16, 16, biased=False)),
+        (
+            "given routing renormalized, shared expert",
+            AdjustRoutingProblem(
+                num_tokens=100, top_k=slots - 1, num_shared_experts=1, first_shared_expert=15, renormalize=True,
+                ids_dtype=DType.INT64, weights_dtype=DType.BF16, shared_dtype=DType.FP32, topk_ids_row_stride=slots - 1,
+                topk_weights_row_stride=slots - 1, shared_row_stride=1,
+            ),
+        ),
+    ):  # fmt: skip
+        part = replace(experts(topk_ids_dtype=DType.INT32), num_tokens=100)
+        yield Case("fused_moe", words, RoutedMoEProblem(routing=routing_part, experts=part))
+    for ids_dtype in (DType.INT32, DType.INT64):
+        weighted = {"weights_dtype": DType.FP32, "weights_row_stride": 4, "zeroed_bytes": 4096}
+        for name, words, changes in (
+            ("moe_align_block_size", ids_dtype.value, {}),
+            ("moe_align_block_size", f"{ids_dtype.value}, expert map", {"num_global_experts": 24}),
+            ("moe_sorting", ids_dtype.value, weighted),
+        ):
+            yield Case(name, words, sort_problem(ids_dtype, **changes))
+        yield Case(
+            "expert_load",
+            ids_dtype.value,
+            LoadProblem(num_tokens=100, top_k=4, num_experts=12, ids_dtype=ids_dtype, ids_row_stride=4),
+        )
+    for dtype in (DType.BF16, DType.FP16, DType.FP32):
+        for layout, words in ((Layout.NK, "trans_b"), (Layout.KN, "[E, K, N]")):
+            problem = GroupedGemmProblem(
+                num_tokens=64, n=256, k=512, num_experts=8, top_k=2, dtype=dtype, topk_ids_dtype=DType.INT32,
+                topk_weights_dtype=DType.FP32, layout=layout, a_row_stride=512, d_row_stride=256,
+                b_expert_stride=256 * 512, b_stride=512 if layout is Layout.NK else 256, topk_ids_row_stride=2,
+                topk_weights_row_stride=2, bias_dtype=dtype, base_alignment=64,
+            )  # fmt: skip
+            yield Case("grouped_gemm_moe", f"{dtype.value}, {words}, bias", problem)
+
+
+def sort_problem(ids_dtype: DType, **changes: Any) -> SortProblem:
+    """Returns a problem with densely packed ids."""
+    pairs, experts_here, block = 400, 12, 16
+    padded = max_padded_pairs(pairs, experts_here, block)
+    base = SortProblem(
+        num_tokens=100, top_k=4, num_experts=experts_here, num_global_experts=None, block_size=block,
+        ids_dtype=ids_dtype, ids_row_stride=4, num_sorted=padded, num_blocks=padded // block,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
 def cases() -> list[Case]:
     """Returns every row."""
-    return [*expert_cases()]
+    return [*expert_cases(), *other_cases()]
 
 
 def check(case: Case, builder: Builder, store: KernelStore, stream: Stream) -> str:
