@@ -22,6 +22,7 @@ from jitmoe.builder import Builder
 from jitmoe.compilers.base import ArtifactKind
 from jitmoe.compilers.ocloc import Ocloc, find_ocloc
 from jitmoe.device import Device
+from jitmoe.elementwise import ActivateProblem
 from jitmoe.errors import JitMoEError
 from jitmoe.formats import WHOLE, Encoding, InputQuant, WeightFormat
 from jitmoe.grouped_problem import GroupedGemmProblem
@@ -207,6 +208,13 @@ def other_cases() -> Iterator[Case]:
             ids_dtype.value,
             LoadProblem(num_tokens=100, top_k=4, num_experts=12, ids_dtype=ids_dtype, ids_row_stride=4),
         )
+    for activation in Activation:
+        for gate_up, words in ((GateUp.CONCATENATED, "[*, 2I]"), (GateUp.SEPARATE, "gate, up"), (GateUp.UNGATED, "x")):
+            problem = ActivateProblem(
+                num_rows=50, num_columns=90, dtype=DType.BF16, activation=activation, gate_up=gate_up, alpha=1.702,
+                limit=7.0, gate_row_stride=180, up_row_stride=180, out_row_stride=90,
+            )  # fmt: skip
+            yield Case("activate", f"{activation.value}, limit, {words}, bf16", problem)
     for dtype in (DType.BF16, DType.FP16, DType.FP32):
         for layout, words in ((Layout.NK, "trans_b"), (Layout.KN, "[E, K, N]")):
             problem = GroupedGemmProblem(
