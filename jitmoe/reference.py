@@ -82,7 +82,7 @@ def scales(tensor: torch.Tensor, dtype: DType) -> torch.Tensor:
     if dtype is not DType.E8M0:
         return tensor.float()
     exponents = tensor.view(torch.uint8).to(torch.int32)
-    powers = torch.ldexp(torch.ones((), dtype=torch.float32, device=tensor.device), exponents - 127)
+    powers = torch.ldexp(torch.ones_like(exponents, dtype=torch.float32), exponents - 127)
     return torch.where(exponents == 255, torch.nan, powers)
 
 
