@@ -38,6 +38,7 @@ from jitmoe.runtime.stream import Stream, private_stream, stream_of
 from jitmoe.sorting import LoadProblem, SortProblem, max_padded_pairs
 from jitmoe.spec import KernelSpec
 
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "coverage.md"
 EMULATED_ARCHES = ("bmg-g21", "dg2")  # sub-groups of 16 with 2D block loads, and of 8 without
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""tools/isa_report.py as a module."""
+"""The programs in tools/ as modules."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from types import ModuleType
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("isa_report", TOOLS / "isa_report.py")
+def load_tool(name: str) -> ModuleType:
+    """Returns tools/<name>.py as a module."""
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["isa_report"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-isa_report = _load()
+isa_report = load_tool("isa_report")
 
 
 def control_barriers(spirv: bytes) -> int:
