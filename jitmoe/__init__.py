@@ -7,9 +7,12 @@ Importing does nothing: no device is queried, no folder made, no compiler looked
 __version__ = "0.1.0"
 
 from jitmoe import reference
-from jitmoe.api import explain, fused_moe
-from jitmoe.api_activate import activate, silu_and_mul_moe
-from jitmoe.api_routing import (
+from jitmoe.errors import ArgumentError, JitMoEError
+from jitmoe.ops.activate import activate, silu_and_mul_moe
+from jitmoe.ops.forward import fused_moe_forward
+from jitmoe.ops.fused_moe import explain, fused_moe
+from jitmoe.ops.grouped_gemm import grouped_gemm_moe
+from jitmoe.ops.routing import (
     ExpertLoad,
     expert_load,
     grouped_topk,
@@ -20,12 +23,20 @@ from jitmoe.api_routing import (
     topk_softmax,
     topk_sqrt_softplus,
 )
-from jitmoe.checkpoints import fold_k_order, load_awq, load_fp8, load_gptq, load_int4, load_mxfp4, load_mxfp8, row_order
-from jitmoe.errors import ArgumentError, JitMoEError
-from jitmoe.formats import Encoding, WeightFormat
-from jitmoe.forward import fused_moe_forward
-from jitmoe.grouped_gemm import grouped_gemm_moe
-from jitmoe.quantize import (
+from jitmoe.problems.formats import Encoding, WeightFormat
+from jitmoe.problems.routing import GroupScore, Routing, Scoring, TemperatureSchedule
+from jitmoe.tensors import UsmArray
+from jitmoe.weights.checkpoints import (
+    fold_k_order,
+    load_awq,
+    load_fp8,
+    load_gptq,
+    load_int4,
+    load_mxfp4,
+    load_mxfp8,
+    row_order,
+)
+from jitmoe.weights.quantize import (
     quantize_fp8,
     quantize_int4,
     quantize_int8,
@@ -33,9 +44,7 @@ from jitmoe.quantize import (
     quantize_mxfp8,
     quantize_weights,
 )
-from jitmoe.quantized import QuantizedTensor
-from jitmoe.routing import GroupScore, Routing, Scoring, TemperatureSchedule
-from jitmoe.tensors import UsmArray
+from jitmoe.weights.quantized import QuantizedTensor
 
 __all__ = [
     "ArgumentError",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a checkpoint's ``quantization_config`` says of its experts: weight formats as the loaders give them.
 
-Formats that no loader of ``jitmoe.checkpoints`` reads as they are stay words, which become an obstacle of the model.
+Formats that no loader of ``jitmoe.weights.checkpoints`` reads stay words, which become an obstacle of the model.
 FP8 weights are taken with plain inputs (W8A16), which is no less exact and reads the same bytes; INT8 weights whose
 inputs the checkpoint quantizes too are taken as W8A8, for which integer dot products exist.
 """
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jitmoe.formats import WHOLE, Encoding, InputQuant, WeightFormat
-from jitmoe.problem import DType
+from jitmoe.problems.formats import WHOLE, Encoding, InputQuant, WeightFormat
+from jitmoe.problems.fused_moe import DType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

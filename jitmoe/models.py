@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jitmoe.errors import JitMoEError, UnsupportedProblemError
-from jitmoe.formats import WeightFormat
 from jitmoe.model_formats import NAMED, ExpertFormats, formats_of
-from jitmoe.problem import COMPUTE_DTYPES, Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.formats import WeightFormat
+from jitmoe.problems.fused_moe import COMPUTE_DTYPES, Activation, DType, GateUp, Layout, MoEProblem
 
 CONFIG_NAME = "config.json"
 

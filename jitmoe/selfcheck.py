@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from jitmoe.operation import Problem
 from jitmoe.plan.launch import Plan
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.loader import Kernel
 from jitmoe.runtime.stream import Stream

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitmoe.errors import ArgumentError
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import Stream, stream_of
 

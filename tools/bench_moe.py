@@ -33,7 +33,7 @@ from jitmoe.compilers.base import ArtifactKind
 from jitmoe.device import CpuIsa
 from jitmoe.models import find_model
 from jitmoe.plan.launch import Launch, Plan
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 from jitmoe.runtime import cpu, loader
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.stream import stream_of

@@ -22,20 +22,20 @@ from jitmoe.builder import Builder
 from jitmoe.compilers.base import ArtifactKind
 from jitmoe.compilers.ocloc import Ocloc, find_ocloc
 from jitmoe.device import Device
-from jitmoe.elementwise import ActivateProblem
 from jitmoe.errors import JitMoEError
-from jitmoe.formats import WHOLE, Encoding, InputQuant, WeightFormat
-from jitmoe.grouped_problem import GroupedGemmProblem
 from jitmoe.kernels import KernelStore
 from jitmoe.operation import Problem, parts_of
 from jitmoe.plan import planner_for
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
-from jitmoe.problem import Activation, DType, GateUp, Layout, MoEProblem
-from jitmoe.routed import AdjustRoutingProblem, RoutedMoEProblem
-from jitmoe.routing import Routing, RoutingProblem
+from jitmoe.problems.activate import ActivateProblem
+from jitmoe.problems.formats import WHOLE, Encoding, InputQuant, WeightFormat
+from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.grouped_gemm import GroupedGemmProblem
+from jitmoe.problems.routed import AdjustRoutingProblem, RoutedMoEProblem
+from jitmoe.problems.routing import Routing, RoutingProblem
+from jitmoe.problems.sorting import LoadProblem, SortProblem, max_padded_pairs
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import Stream, private_stream, stream_of
-from jitmoe.sorting import LoadProblem, SortProblem, max_padded_pairs
 from jitmoe.spec import KernelSpec
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "coverage.md"

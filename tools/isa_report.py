@@ -23,9 +23,7 @@ from jitmoe.compilers.base import PACKAGE_PLACEHOLDER, CompileRequest, HeaderPac
 from jitmoe.compilers.ocloc import NativeKernel, Ocloc, find_ocloc
 from jitmoe.compilers.sycl_jit import SyclJit, find_sycl_jit
 from jitmoe.compilers.sycl_tla import COPY_HEADER, find_sycl_tla
-from jitmoe.elementwise import ActivateProblem
 from jitmoe.errors import CompileError
-from jitmoe.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.operation import Problem
 from jitmoe.plan import cutlass, planner_for, xe
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
@@ -40,9 +38,11 @@ from jitmoe.plan.xe_specs import (
     XeVectorDown,
     XeVectorGateUp,
 )
-from jitmoe.problem import Activation, DType, GateUp, Layout, MoEProblem
-from jitmoe.routing import GroupScore, Routing, RoutingProblem, Scoring
-from jitmoe.sorting import LoadProblem, SortProblem, max_padded_pairs
+from jitmoe.problems.activate import ActivateProblem
+from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat
+from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.routing import GroupScore, Routing, RoutingProblem, Scoring
+from jitmoe.problems.sorting import LoadProblem, SortProblem, max_padded_pairs
 
 # The anchor: one work-group's part of sycl-tla's MoE grouped GEMM (its example 12, no activation, no gate/up fusion),
 # from the installed package, with sub-groups of 32 x 64, a K step of 32 and weights [E][N][K] as ours.

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jitmoe.elementwise import ActivateProblem
-from jitmoe.problem import GateUp
+from jitmoe.problems.activate import ActivateProblem
+from jitmoe.problems.fused_moe import GateUp
 from jitmoe.selfcheck import judge_floats
 from jitmoe.tensors import torch_dtypes
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jitmoe.problem import DType
-from jitmoe.routed import AdjustRoutingProblem
+from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.routed import AdjustRoutingProblem
 from jitmoe.tensors import torch_dtypes
 
 SEED = 20260102

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jitmoe.formats import Encoding, WeightQuant
-from jitmoe.problem import DType, GateUp, Layout, MoEProblem
-from jitmoe.quantize import quantize_weights
-from jitmoe.quantized import QuantizedTensor
+from jitmoe.problems.formats import Encoding, WeightQuant
+from jitmoe.problems.fused_moe import DType, GateUp, Layout, MoEProblem
 from jitmoe.selfcheck import judge_floats
 from jitmoe.tensors import torch_dtypes
+from jitmoe.weights.quantize import quantize_weights
+from jitmoe.weights.quantized import QuantizedTensor
 
 SEED = 20260101
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jitmoe.grouped_problem import GroupedGemmProblem
-from jitmoe.problem import Layout
+from jitmoe.problems.fused_moe import Layout
+from jitmoe.problems.grouped_gemm import GroupedGemmProblem
 from jitmoe.selfcheck import judge_floats
 from jitmoe.tensors import torch_dtypes
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jitmoe.sorting import LoadProblem
+from jitmoe.problems.sorting import LoadProblem
 from jitmoe.tensors import torch_dtypes
 
 SEED = 20260101
@@ -29,9 +29,9 @@ def judge(problem: LoadProblem, inputs: Mapping[str, Any], results: Mapping[str,
     """Returns (relative error of the ratio, what is wrong or "")."""
     import torch
 
-    from jitmoe import reference_routing
+    from jitmoe import reference
 
-    counts, imbalance = reference_routing.expert_load(inputs["topk_ids"], problem.num_experts)
+    counts, imbalance = reference.expert_load(inputs["topk_ids"], problem.num_experts)
     if not torch.equal(results["counts"], counts):
         return float("inf"), "counts differ from the reference"
     error = float((results["imbalance"] - imbalance).abs() / imbalance.clamp_min(1e-30))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jitmoe.routing import RoutingProblem, Scoring
+from jitmoe.problems.routing import RoutingProblem, Scoring
 from jitmoe.tensors import torch_dtypes
 
 SEED = 20260101
@@ -45,9 +45,9 @@ def judge(problem: RoutingProblem, inputs: Mapping[str, Any], results: Mapping[s
     """Returns (largest relative error of a weight, what is wrong or "")."""
     import torch
 
-    from jitmoe import reference_routing
+    from jitmoe import reference
 
-    weights, ids = reference_routing.route(
+    weights, ids = reference.route(
         inputs["router_logits"],
         problem.routing,
         correction_bias=inputs.get("correction_bias"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jitmoe.sorting import SortProblem
+from jitmoe.problems.sorting import SortProblem
 from jitmoe.tensors import torch_dtypes
 
 SEED = 20260101
@@ -43,10 +43,10 @@ def judge(problem: SortProblem, inputs: Mapping[str, Any], results: Mapping[str,
     """Returns (0 or infinity, what is wrong or "")."""
     import torch
 
-    from jitmoe import reference_routing
+    from jitmoe import reference
 
     expected = {name: inputs[name].clone() for name in ("sorted_token_ids", "expert_ids", "num_tokens_post_pad")}
-    reference_routing.moe_align_block_size(
+    reference.moe_align_block_size(
         inputs["topk_ids"],
         problem.num_experts,
         problem.block_size,
@@ -54,9 +54,7 @@ def judge(problem: SortProblem, inputs: Mapping[str, Any], results: Mapping[str,
         expert_map=inputs.get("expert_map"),
     )
     if problem.weights_dtype is not None:
-        expected["sorted_weights"] = reference_routing.sorted_weights(
-            inputs["topk_weights"], expected["sorted_token_ids"]
-        )
+        expected["sorted_weights"] = reference.sorted_weights(inputs["topk_weights"], expected["sorted_token_ids"])
         expected["output"] = inputs["output"].clone()
         expected["output"][: problem.zeroed_bytes] = 0
     wrong = [name for name, value in expected.items() if not torch.equal(results[name], value)]

@@ -25,7 +25,7 @@ from jitmoe.models import MODELS, ModelError, MoEModel, find_model
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan import planner_for
 from jitmoe.plan.launch import Plan
-from jitmoe.problem import INDEX_DTYPES, WEIGHT_DTYPES, DType, Layout, MoEProblem
+from jitmoe.problems.fused_moe import INDEX_DTYPES, WEIGHT_DTYPES, DType, Layout, MoEProblem
 from jitmoe.runtime.stream import stream_of
 from jitmoe.spec import KernelSpec
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jitmoe.device import CpuIsa, Device
-from jitmoe.elementwise import ActivateProblem
 from jitmoe.plan.launch import Launch, Plan
-from jitmoe.problem import Activation, DType, GateUp
+from jitmoe.problems.activate import ActivateProblem
+from jitmoe.problems.fused_moe import Activation, DType, GateUp
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 MIN_ELEMENTS_PER_ITEM = 8192  # some microseconds: less would be lost on handing out the work-items

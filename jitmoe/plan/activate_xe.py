@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jitmoe.device import Device, DeviceKind
-from jitmoe.elementwise import ActivateProblem
 from jitmoe.plan.architectures import architecture, resident_groups
 from jitmoe.plan.launch import Plan
 from jitmoe.plan.xe_ranges import launch
 from jitmoe.plan.xe_specs import XeSpec
-from jitmoe.problem import Activation, DType, GateUp
+from jitmoe.problems.activate import ActivateProblem
+from jitmoe.problems.fused_moe import Activation, DType, GateUp
 from jitmoe.spec import Argument, arguments
 
 LOCAL_SIZE = 256  # a guess: rows of experts are longer, and small work-groups spread

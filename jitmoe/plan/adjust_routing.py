@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from jitmoe.device import Device, DeviceKind
 from jitmoe.plan.launch import Launch, Plan
-from jitmoe.problem import DType
-from jitmoe.routed import AdjustRoutingProblem
+from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.routed import AdjustRoutingProblem
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 CPU_TOKENS_PER_ITEM = 256  # some microseconds of work; handing out a work-item costs a tenth of that

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitmoe.device import CpuIsa, Device
-from jitmoe.formats import Encoding, InputQuant, WeightFormat, WeightQuant
 from jitmoe.plan.cpu_specs import (
     CpuDownAmxSpec,
     CpuDownSpec,
@@ -23,7 +22,8 @@ from jitmoe.plan.cpu_specs import (
     RouteSerialSpec,
 )
 from jitmoe.plan.launch import Buffer, Launch, Plan
-from jitmoe.problem import DType, MoEProblem
+from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat, WeightQuant
+from jitmoe.problems.fused_moe import DType, MoEProblem
 from jitmoe.spec import KernelSpec
 
 # Numbers that kernels name too; tests/unit/test_plan_cpu.py compares them with the headers.

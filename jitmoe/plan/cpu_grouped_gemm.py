@@ -7,11 +7,11 @@ import dataclasses
 from dataclasses import dataclass
 
 from jitmoe.device import CpuIsa, Device
-from jitmoe.grouped_problem import ALIASES, GroupedGemmProblem
 from jitmoe.plan import cpu
 from jitmoe.plan.cpu_specs import CpuDownSpec, CpuPackSpec
 from jitmoe.plan.launch import Launch, Plan
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.grouped_gemm import ALIASES, GroupedGemmProblem
 
 UNITS_STEP = 16  # ranges of K are whole vectors of units
 

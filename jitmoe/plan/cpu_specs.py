@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jitmoe.device import CpuIsa
-from jitmoe.formats import Encoding, InputQuant
-from jitmoe.problem import Activation, DType, GateUp, Layout
+from jitmoe.problems.formats import Encoding, InputQuant
+from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 _ROUTING = "int32 num_tokens, int32 top_k, int32 num_experts, int32 num_global_experts,"

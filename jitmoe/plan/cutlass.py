@@ -16,7 +16,7 @@ from jitmoe.plan import xe
 from jitmoe.plan.architectures import architecture
 from jitmoe.plan.tuned import TunedConfig
 from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeWeights
-from jitmoe.problem import MoEProblem
+from jitmoe.problems.fused_moe import MoEProblem
 
 IMPL = "cutlass"
 HEADERS = "sycl-tla"  # the package of CuTe for Xe, the extra jitmoe[cutlass]

@@ -11,7 +11,7 @@ from jitmoe.device import Device
 from jitmoe.plan import cutlass, tuned, xe
 from jitmoe.plan.tuned import TunedConfig
 from jitmoe.plan.xe import check_problem, launches
-from jitmoe.problem import MoEProblem
+from jitmoe.problems.fused_moe import MoEProblem
 
 __all__ = ["check_problem", "choose", "implementation", "launches"]
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from jitmoe.device import Device
 from jitmoe.plan.launch import Launch, Plan
-from jitmoe.problem import DType
-from jitmoe.sorting import LoadProblem
+from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.sorting import LoadProblem
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 

@@ -12,8 +12,8 @@ from jitmoe.plan.architectures import architecture
 from jitmoe.plan.launch import Buffer, Plan
 from jitmoe.plan.xe_ranges import MAX_ONE_GROUP_PAIRS, range_count, range_launches
 from jitmoe.plan.xe_specs import XeRouteCount, XeSpec
-from jitmoe.problem import DType
-from jitmoe.sorting import LoadProblem
+from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.sorting import LoadProblem
 from jitmoe.spec import Argument, arguments
 
 

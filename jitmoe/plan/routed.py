@@ -9,7 +9,7 @@ from typing import Any
 from jitmoe.device import Device
 from jitmoe.plan import planner_for
 from jitmoe.plan.launch import Buffer, Plan
-from jitmoe.routed import AdjustRoutingProblem, RoutedMoEProblem
+from jitmoe.problems.routed import AdjustRoutingProblem, RoutedMoEProblem
 
 _WEIGHTS, _IDS = "routed_weights", "routed_ids"
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 from jitmoe.device import Device
 from jitmoe.plan.launch import Buffer, Launch, Plan
 from jitmoe.plan.sorting_specs import SORT_ARGUMENTS, ids_constants, sort_scalars, weights_constants
-from jitmoe.problem import DType
-from jitmoe.sorting import SortProblem
+from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.sorting import SortProblem
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 MAX_SERIAL_PAIRS = 16384  # some 40 us of one core, about what another launch costs

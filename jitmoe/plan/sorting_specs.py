@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitmoe.problem import DType
-from jitmoe.sorting import SortProblem
+from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.sorting import SortProblem
 
 SORT_ARGUMENTS = """in topk_ids, in expert_map, in topk_weights, out sorted_token_ids, out expert_ids,
     out num_tokens_post_pad, out sorted_weights, out output, {workspace}, int32 num_tokens, int32 top_k,

@@ -12,8 +12,8 @@ from jitmoe.plan.launch import Buffer, Plan
 from jitmoe.plan.sorting_specs import SORT_ARGUMENTS, ids_constants, sort_scalars, weights_constants
 from jitmoe.plan.xe_ranges import MAX_ONE_GROUP_PAIRS, range_count, range_launches
 from jitmoe.plan.xe_specs import XeSpec
-from jitmoe.problem import DType
-from jitmoe.sorting import SortProblem
+from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.sorting import SortProblem
 from jitmoe.spec import Argument, arguments
 
 MAX_ONE_GROUP_ZEROED_BYTES = 1 << 20  # a guess: one Xe-core stores that in some 10 us

@@ -9,7 +9,7 @@ from typing import ClassVar
 from jitmoe.device import CpuIsa, Device
 from jitmoe.plan.launch import Buffer, Launch, Plan
 from jitmoe.plan.topk_specs import TOPK_ARGUMENTS, TopKConstants, topk_constants, topk_scalars
-from jitmoe.routing import RoutingProblem
+from jitmoe.problems.routing import RoutingProblem
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 MIN_TOKENS_PER_ITEM = 16  # some microseconds: less would be lost on handing out the work-items

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from jitmoe.problem import DType
-from jitmoe.routing import GroupScore, RoutingProblem, Scoring
+from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.routing import GroupScore, RoutingProblem, Scoring
 
 TOPK_ARGUMENTS = """in router_logits, in correction_bias, out topk_weights, out topk_ids, int32 num_tokens,
     int32 num_shared_experts, int32 capacity, int64 logits_row_stride, int64 weights_row_stride, int64 ids_row_stride,

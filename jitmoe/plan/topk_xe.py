@@ -11,7 +11,7 @@ from jitmoe.plan.architectures import architecture, resident_groups
 from jitmoe.plan.launch import Launch, Plan
 from jitmoe.plan.topk_specs import TOPK_ARGUMENTS, TopKConstants, topk_constants, topk_scalars
 from jitmoe.plan.xe_specs import XeSpec
-from jitmoe.routing import RoutingProblem
+from jitmoe.problems.routing import RoutingProblem
 from jitmoe.spec import Argument, arguments
 
 SUB_GROUPS = 8  # per work-group; tokens are independent, so small work-groups spread best

@@ -18,7 +18,7 @@ from pathlib import Path
 from jitmoe import knobs
 from jitmoe.device import Device
 from jitmoe.errors import ArgumentError
-from jitmoe.problem import Activation, DType, MoEProblem
+from jitmoe.problems.fused_moe import Activation, DType, MoEProblem
 
 COLUMNS = (
     "cu_num",

@@ -15,7 +15,6 @@ from typing import Any
 
 from jitmoe.device import Device, DeviceKind
 from jitmoe.errors import UnsupportedProblemError
-from jitmoe.formats import WHOLE, Encoding, InputQuant, WeightQuant
 from jitmoe.plan import tuned
 from jitmoe.plan.architectures import XeArchitecture, architecture, resident_groups
 from jitmoe.plan.launch import Buffer, Plan
@@ -42,7 +41,8 @@ from jitmoe.plan.xe_specs import (
     XeVectorGateUp,
     XeWeights,
 )
-from jitmoe.problem import DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.formats import WHOLE, Encoding, InputQuant, WeightQuant
+from jitmoe.problems.fused_moe import DType, GateUp, Layout, MoEProblem
 
 IMPL = "xe"
 DPAS_DTYPES = (DType.BF16, DType.FP16)

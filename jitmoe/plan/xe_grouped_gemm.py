@@ -10,11 +10,11 @@ import dataclasses
 from dataclasses import dataclass
 
 from jitmoe.device import Device
-from jitmoe.grouped_problem import ALIASES, GroupedGemmProblem
 from jitmoe.plan import xe
 from jitmoe.plan.architectures import architecture
 from jitmoe.plan.launch import Launch, Plan
 from jitmoe.plan.xe_specs import XePack
+from jitmoe.problems.grouped_gemm import ALIASES, GroupedGemmProblem
 
 PACK_BYTES = 2  # xe_pack copies 16-bit elements: an element of 4 bytes is two of them
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from jitmoe.formats import Encoding, InputQuant
-from jitmoe.problem import Activation, DType, GateUp, Layout
+from jitmoe.problems.formats import Encoding, InputQuant
+from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout
 from jitmoe.spec import Argument, KernelSpec, arguments
 
 # Registers of fp32 accumulators from which a kernel needs 256-GRF mode, by sub-group size. From the spills that ocloc

@@ -10,10 +10,10 @@ from helpers.routing import run
 import jitmoe
 from jitmoe import reference, selfcheck
 from jitmoe.checks.activate import split
-from jitmoe.elementwise import ActivateProblem
 from jitmoe.errors import ArgumentError
 from jitmoe.pipeline import default
-from jitmoe.problem import Activation, DType, GateUp
+from jitmoe.problems.activate import ActivateProblem
+from jitmoe.problems.fused_moe import Activation, DType, GateUp
 from jitmoe.tensors import torch_dtypes
 
 # every activation, dtype and layout at least once, few kernels

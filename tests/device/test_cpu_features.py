@@ -10,7 +10,7 @@ from helpers import instruction_sets
 import jitmoe
 from jitmoe import reference, selfcheck
 from jitmoe.device import CpuIsa
-from jitmoe.problem import Activation, DType, GateUp
+from jitmoe.problems.fused_moe import Activation, DType, GateUp
 
 HIDDEN, INNER, EXPERTS, TOP_K = 163, 101, 3, 2  # nothing divides anything
 FEW, MANY = 9, 90  # tokens: rows form; lanes form or tiles, with blocks of a few tokens too

@@ -15,10 +15,10 @@ from helpers import instruction_sets
 import jitmoe
 from jitmoe import reference, selfcheck
 from jitmoe.device import CpuIsa
-from jitmoe.formats import WHOLE, Encoding, WeightFormat
-from jitmoe.problem import DType
-from jitmoe.quantize import quantize_weights
-from jitmoe.quantized import QuantizedTensor
+from jitmoe.problems.formats import WHOLE, Encoding, WeightFormat
+from jitmoe.problems.fused_moe import DType
+from jitmoe.weights.quantize import quantize_weights
+from jitmoe.weights.quantized import QuantizedTensor
 
 HIDDEN, INNER, EXPERTS, TOP_K = 210, 166, 3, 2
 FEW, MANY = 9, 90  # tokens: rows form; lanes form or tiles

@@ -15,7 +15,7 @@ import torch
 import jitmoe
 from jitmoe import reference, selfcheck
 from jitmoe.device import CpuIsa
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import stream_of
 

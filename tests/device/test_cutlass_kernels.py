@@ -18,7 +18,7 @@ from jitmoe.pipeline import Pipeline, explain
 from jitmoe.plan import cutlass, xe
 from jitmoe.plan.cutlass import CutlassDown, CutlassGateUp
 from jitmoe.plan.xe_specs import XeWeights
-from jitmoe.problem import DType, GateUp, Layout
+from jitmoe.problems.fused_moe import DType, GateUp, Layout
 
 
 @pytest.fixture(scope="module")

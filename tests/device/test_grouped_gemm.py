@@ -13,10 +13,12 @@ from helpers import xe_emulation
 from test_cpu_kernels import TARGETS, run_in_a_process
 
 import jitmoe
-from jitmoe import arguments, calls, grouped_gemm, reference, selfcheck
+from jitmoe import calls, reference, selfcheck
+from jitmoe.arguments.grouped_gemm import grouped_gemm_problem
 from jitmoe.device import CpuIsa
+from jitmoe.ops.grouped_gemm import _GROUPED_GEMM
 from jitmoe.pipeline import Pipeline
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import stream_of
 
@@ -139,8 +141,8 @@ def test_xe_kernels(pipeline, kind):
     bias = DType.FP32 if kind in ("2D blocks", "no dpas") else None
     n, k = (104, 72) if gap != 1 else (45, 99)
     given = tensors((37, 3, 2), n, k, dtype, trans_b=trans_b, bias=bias, gap=gap)
-    _, facts = calls.adopt(grouped_gemm._GROUPED_GEMM, given)
-    problem = arguments.grouped_gemm_problem(facts, 2, trans_b, look_at_addresses=True)
+    _, facts = calls.adopt(_GROUPED_GEMM, given)
+    problem = grouped_gemm_problem(facts, 2, trans_b, look_at_addresses=True)
     stream = xe_emulation.stream(arch)
     present = [name for name, fact in facts.items() if fact is not None]
     bound = pipeline.prepare(problem, stream, present)  # with its self-check
@@ -206,8 +208,8 @@ def test_every_combination_has_a_plan_for_every_gpu():
         ("bmg-g21", "pvc", "dg2", "mtl"), DTYPES, (False, True), (None, DType.FP32)
     ):
         given = tensors((64, 4, 2), 96, 70, dtype, trans_b=trans_b, bias=bias)
-        _, facts = calls.adopt(grouped_gemm._GROUPED_GEMM, given)
-        problem = arguments.grouped_gemm_problem(facts, 2, trans_b, look_at_addresses=True)
+        _, facts = calls.adopt(_GROUPED_GEMM, given)
+        problem = grouped_gemm_problem(facts, 2, trans_b, look_at_addresses=True)
         device = gpu_device(arch)
         planner = planner_for(problem, device)
         plan = planner.launches(problem, device, planner.choose(problem, device))

@@ -14,7 +14,7 @@ import torch
 import jitmoe
 from jitmoe import pipeline
 from jitmoe.models import model_of_config
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import stream_of
 

@@ -17,13 +17,14 @@ from helpers import xe_emulation
 from helpers.routing import Case, first_difference, run
 
 import jitmoe
-from jitmoe import reference, sorting
+from jitmoe import reference
 from jitmoe.checks.activate import split
 from jitmoe.errors import ArgumentError, LoadError
 from jitmoe.pipeline import Pipeline, default
 from jitmoe.plan import load_xe, sorting_cpu, sorting_xe
-from jitmoe.problem import DType, GateUp
-from jitmoe.routing import Routing
+from jitmoe.problems.fused_moe import DType, GateUp
+from jitmoe.problems.routing import Routing
+from jitmoe.problems.sorting import LoadProblem, SortProblem
 from jitmoe.runtime import cpu
 from jitmoe.selfcheck import judge_floats
 
@@ -238,7 +239,7 @@ def test_sorting_is_its_twin(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
         expected = reference.moe_sorting(ids, weights, experts, 33, torch.bfloat16, block_size, expert_map=expert_map)
         outputs = [torch.full_like(tensor, 7) for tensor in expected]
         names = ("sorted_token_ids", "sorted_weights", "expert_ids", "num_tokens_post_pad", "output")
-        problem = sorting.SortProblem(
+        problem = SortProblem(
             num_tokens=tokens,
             top_k=top_k,
             num_experts=experts,
@@ -317,7 +318,7 @@ def test_load_is_its_twin(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, d
     for tokens, top_k, experts, _ in SHAPES:
         ids = sort_ids(tokens, top_k, experts, torch.int32)
         counts, imbalance = torch.full((experts,), -3, dtype=torch.int32), torch.full((1,), float("nan"))
-        problem = sorting.LoadProblem(
+        problem = LoadProblem(
             num_tokens=tokens, top_k=top_k, num_experts=experts, ids_dtype=DType.INT32, ids_row_stride=top_k
         )
         run(pipeline, problem, device, topk_ids=ids, counts=counts, imbalance=imbalance)

@@ -20,7 +20,7 @@ from jitmoe.device import DeviceKind
 from jitmoe.pipeline import Pipeline, explain
 from jitmoe.plan import xe
 from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeTokens, XeWeights
-from jitmoe.problem import Activation, DType, GateUp, Layout
+from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout
 
 NK, KN = Layout.NK, Layout.KN
 _MAP_NORESERVE = 0x4000  # Linux on x86; Python names it from 3.13 on

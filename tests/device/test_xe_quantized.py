@@ -16,11 +16,11 @@ import torch
 from helpers.builders import moe_problem
 from helpers.xe_emulation import run_problem, stream
 
-from jitmoe.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan import xe
 from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeQuantGateUp, XeQuantize, XeWeights
-from jitmoe.problem import Activation, DType, GateUp, MoEProblem
+from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat
+from jitmoe.problems.fused_moe import Activation, DType, GateUp, MoEProblem
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from jitmoe.cache import CacheKey, Entry
 from jitmoe.device import CpuIsa, Device, DeviceKind
-from jitmoe.problem import Activation, DType, Layout, MoEProblem
+from jitmoe.problems.fused_moe import Activation, DType, Layout, MoEProblem
 from jitmoe.spec import Argument, KernelSpec, arguments
 from jitmoe.tensors import TensorInfo
 

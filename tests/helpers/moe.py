@@ -11,6 +11,7 @@ import torch
 
 import jitmoe
 from jitmoe import reference
+from jitmoe.reference import experts
 
 TOLERANCES = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 DTYPES = tuple(TOLERANCES)
@@ -88,12 +89,12 @@ def check_rounded(result: torch.Tensor, call: Call) -> None:
     relative bound. The kernel's own rounding belongs to the expectation there.
     """
     x, compute = call.hidden_states, torch.float64
-    real = reference.activate
+    real = experts.activate
     try:
-        reference.activate = lambda *arguments, **options: real(*arguments, **options).to(x.dtype).to(compute)
+        experts.activate = lambda *arguments, **options: real(*arguments, **options).to(x.dtype).to(compute)
         expected = call.expected()
     finally:
-        reference.activate = real
+        experts.activate = real
     assert result.shape == x.shape and result.dtype == x.dtype
     found = error(result, expected)
     assert found <= TOLERANCES[x.dtype], f"relative error {found:.2e}"

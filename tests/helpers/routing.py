@@ -13,8 +13,8 @@ from jitmoe.operation import Problem
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan import planner_for
 from jitmoe.plan.launch import Plan
-from jitmoe.problem import DType
-from jitmoe.routing import Routing, RoutingProblem
+from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.routing import Routing, RoutingProblem
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import Stream, stream_of
 from jitmoe.tensors import torch_dtypes

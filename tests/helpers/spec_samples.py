@@ -13,11 +13,11 @@ from helpers.report import isa_report
 
 from jitmoe.device import CpuIsa, Device
 from jitmoe.errors import UnsupportedProblemError
-from jitmoe.formats import Encoding, InputQuant, WeightFormat
-from jitmoe.grouped_problem import GroupedGemmProblem
 from jitmoe.operation import Problem
 from jitmoe.plan import planner_for
-from jitmoe.problem import Activation, DType, Layout, MoEProblem
+from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat
+from jitmoe.problems.fused_moe import Activation, DType, Layout, MoEProblem
+from jitmoe.problems.grouped_gemm import GroupedGemmProblem
 from jitmoe.spec import KernelSpec
 
 GPU_ARCHS = ("bmg-g21", "pvc", "dg2", "mtl")

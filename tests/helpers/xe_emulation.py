@@ -17,7 +17,7 @@ from jitmoe.compilers.base import ArtifactKind
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan import xe
 from jitmoe.plan.launch import Plan
-from jitmoe.problem import FUSED_MOE, Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.fused_moe import FUSED_MOE, Activation, DType, GateUp, Layout, MoEProblem
 from jitmoe.runtime import cpu, loader
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.stream import Stream, stream_of

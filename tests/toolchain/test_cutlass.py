@@ -21,7 +21,7 @@ from jitmoe.plan import cutlass
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.cutlass import CutlassDown, CutlassGateUp
 from jitmoe.plan.xe_specs import XeGemm
-from jitmoe.problem import DType, Layout
+from jitmoe.problems.fused_moe import DType, Layout
 
 BLOCK2D_GPUS = [name for name, arch in ARCHITECTURES.items() if arch.has_block2d]
 CPU_SECONDS = 12.0  # of one compilation; 2.5 on an idle machine, 5 beside others; sycl-tla's example takes 28

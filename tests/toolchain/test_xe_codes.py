@@ -18,7 +18,7 @@ import torch
 from jitmoe import reference
 from jitmoe.compilers.base import CompileRequest
 from jitmoe.compilers.sycl_jit import find_sycl_jit
-from jitmoe.formats import Encoding
+from jitmoe.problems.formats import Encoding
 
 Bytes = npt.NDArray[np.uint8]
 OP_ASM_INTEL = 5610  # result type, id, asm type, target, "instructions", "constraints"

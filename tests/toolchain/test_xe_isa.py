@@ -18,11 +18,11 @@ from jitmoe.builder import compile_request
 from jitmoe.compilers.base import Artifact
 from jitmoe.compilers.ocloc import Ocloc, default_path, execution_environment, find_ocloc
 from jitmoe.compilers.sycl_jit import find_sycl_jit
-from jitmoe.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.plan import xe
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeGemm, XeSpec
-from jitmoe.problem import Activation, DType
+from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat
+from jitmoe.problems.fused_moe import Activation, DType
 from jitmoe.source import render
 
 BLOCK2D_GPUS = [name for name, arch in ARCHITECTURES.items() if arch.has_block2d]

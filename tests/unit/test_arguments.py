@@ -10,14 +10,14 @@ from helpers.builders import tensor_info, tensor_infos
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jitmoe import arguments
-from jitmoe.arguments import FusedMoEOptions
+from jitmoe.arguments.common import check_activation
+from jitmoe.arguments.fused_moe import FusedMoEOptions, fused_moe_problem
 from jitmoe.errors import ArgumentError
-from jitmoe.problem import Activation, DType, Layout
+from jitmoe.problems.fused_moe import Activation, DType, Layout
 
 
 def check(*, look_at_addresses: bool = False, **changes):
-    return arguments.fused_moe_problem(
+    return fused_moe_problem(
         tensor_infos(**changes), FusedMoEOptions(Activation.SILU), look_at_addresses=look_at_addresses
     )
 
@@ -107,13 +107,13 @@ def test_refusals(argument, changes, parts):
 @pytest.mark.parametrize("value", ["swish", "", "SILU", None, 3, ["silu"]])
 def test_activations_that_are_none(value):
     with pytest.raises(ArgumentError, match="activation: expected one of silu, gelu, gelu_tanh") as refused:
-        arguments.check_activation(value)
+        check_activation(value)
     assert repr(value) in str(refused.value)
 
 
 @pytest.mark.parametrize("value", ["silu", "gelu", "gelu_tanh", Activation.GELU])
 def test_activations(value):
-    assert arguments.check_activation(value) is Activation(value)
+    assert check_activation(value) is Activation(value)
 
 
 # what is accepted
@@ -226,7 +226,7 @@ def test_any_other_shape_is_refused_by_name(name, shape):
     infos = tensor_infos()
     infos[name] = tensor_info(shape, infos[name].dtype)
     try:
-        problem = arguments.fused_moe_problem(infos, FusedMoEOptions(Activation.SILU), look_at_addresses=True)
+        problem = fused_moe_problem(infos, FusedMoEOptions(Activation.SILU), look_at_addresses=True)
     except ArgumentError as refused:
         assert refused.argument in infos and refused.got and refused.expected
     else:
@@ -238,7 +238,7 @@ def test_accepted_weight_strides_address_the_right_elements(strides, shape):
     e, n, k = shape
     infos = tensor_infos(m=3, h=n, i=k, e=e, w2=strided((e, n, k), strides))
     try:
-        problem = arguments.fused_moe_problem(infos, FusedMoEOptions(Activation.SILU), look_at_addresses=False)
+        problem = fused_moe_problem(infos, FusedMoEOptions(Activation.SILU), look_at_addresses=False)
     except ArgumentError as refused:
         assert refused.argument == "w2"
         return
@@ -260,7 +260,7 @@ def test_accepted_row_strides_address_the_right_elements(shape, strides):
     b, s, h = shape
     infos = tensor_infos(m=b * s, h=h, hidden_states=strided(shape, strides), out=tensor_info(shape))
     try:
-        problem = arguments.fused_moe_problem(infos, FusedMoEOptions(Activation.SILU), look_at_addresses=False)
+        problem = fused_moe_problem(infos, FusedMoEOptions(Activation.SILU), look_at_addresses=False)
     except ArgumentError as refused:
         assert refused.argument == "hidden_states"
         return

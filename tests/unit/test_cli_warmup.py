@@ -13,7 +13,7 @@ from jitmoe.cli import devices, warmup
 from jitmoe.cli.devices import Target
 from jitmoe.models import MODELS
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 from helpers.report import load_tool
 
-from jitmoe.formats import Encoding, InputQuant
 from jitmoe.plan.architectures import ARCHITECTURES
-from jitmoe.problem import Activation, DType, GateUp, Layout, MoEProblem
-from jitmoe.routing import RoutingProblem, Scoring
+from jitmoe.problems.formats import Encoding, InputQuant
+from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.routing import RoutingProblem, Scoring
 
 coverage = load_tool("coverage_table")
 CASES = coverage.cases()

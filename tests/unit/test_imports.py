@@ -56,22 +56,16 @@ def modules_in(*folders: str) -> list[str]:
 # (who, what they must not import anywhere, not even inside functions)
 _WORLD = ["ctypes", "subprocess", "torch", "dpctl"]
 _STAGES = ["jitmoe.cache", "jitmoe.compilers", "jitmoe.runtime", "jitmoe.pipeline"]
-_VALUES = ["jitmoe.spec", "jitmoe.device", "jitmoe.problem", "jitmoe.source", "jitmoe.plan"]
+_VALUES = ["jitmoe.spec", "jitmoe.device", "jitmoe.problems", "jitmoe.source", "jitmoe.plan"]
 RULES = [
     (["jitmoe.cache"], [*_VALUES, *_STAGES[1:], *_WORLD]),
     (["jitmoe.compilers"], ["jitmoe.cache", "jitmoe.runtime", "jitmoe.pipeline", "jitmoe.plan", "torch", "dpctl"]),
     (["jitmoe.plan"], [*_STAGES, *_WORLD, "jitmoe.tensors"]),
-    (
-        ["jitmoe.problem", "jitmoe.routing", "jitmoe.sorting", "jitmoe.device", "jitmoe.spec", "jitmoe.source"],
-        [*_STAGES, *_WORLD],
-    ),
+    (["jitmoe.problems", "jitmoe.operation", "jitmoe.device", "jitmoe.spec", "jitmoe.source"], [*_STAGES, *_WORLD]),
     (["jitmoe.errors"], [*_STAGES, *_VALUES, *_WORLD, "jitmoe.knobs"]),
     (["jitmoe.runtime"], ["jitmoe.cache", "jitmoe.compilers", "jitmoe.pipeline", "torch", "subprocess"]),
-    (["jitmoe.reference", "jitmoe.reference_routing"], ["jitmoe.pipeline", "jitmoe.runtime", "jitmoe.cache", "ctypes"]),
-    (
-        ["jitmoe.arguments", "jitmoe.arguments_routing"],
-        ["jitmoe.pipeline", "jitmoe.cache", "jitmoe.compilers", *_WORLD],
-    ),
+    (["jitmoe.reference"], ["jitmoe.pipeline", "jitmoe.runtime", "jitmoe.cache", "ctypes"]),
+    (["jitmoe.arguments"], ["jitmoe.pipeline", "jitmoe.cache", "jitmoe.compilers", *_WORLD]),
 ]
 
 

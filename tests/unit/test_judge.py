@@ -9,7 +9,7 @@ from helpers.builders import moe_problem
 
 from jitmoe import selfcheck
 from jitmoe.checks import fused_moe as fused_moe_check
-from jitmoe.problem import DType, Layout
+from jitmoe.problems.fused_moe import DType, Layout
 
 DTYPES = {DType.BF16: torch.bfloat16, DType.FP16: torch.float16, DType.FP32: torch.float32}
 

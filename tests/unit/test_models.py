@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from jitmoe.errors import UnsupportedProblemError
-from jitmoe.formats import WHOLE, Encoding, InputQuant
 from jitmoe.model_formats import NAMED, PLAIN
 from jitmoe.models import MODELS, ModelError, find_model, model_of_config, read_config
-from jitmoe.problem import Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.formats import WHOLE, Encoding, InputQuant
+from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout, MoEProblem
 
 # What the MoE part of published config.json files says, and (H, I, E, k) of it.
 CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {

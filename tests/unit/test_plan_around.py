@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jitmoe.device import CpuIsa, DeviceKind
-from jitmoe.elementwise import ActivateProblem
 from jitmoe.plan import activate_cpu, planner_for, sorting_cpu, sorting_xe, topk_cpu
 from jitmoe.plan.architectures import architecture
-from jitmoe.problem import Activation, DType, GateUp
-from jitmoe.routing import Routing, RoutingProblem
-from jitmoe.sorting import SortProblem
+from jitmoe.problems.activate import ActivateProblem
+from jitmoe.problems.fused_moe import Activation, DType, GateUp
+from jitmoe.problems.routing import Routing, RoutingProblem
+from jitmoe.problems.sorting import SortProblem
 
 DEVICES = [
     *(cpu_device(cpu_isa=isa) for isa in (CpuIsa.GENERIC, CpuIsa.AMX_BF16)),

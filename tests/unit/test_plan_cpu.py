@@ -10,7 +10,7 @@ from helpers.builders import cpu_device, moe_problem
 
 from jitmoe.device import CpuIsa
 from jitmoe.plan import cpu
-from jitmoe.problem import DType, Layout
+from jitmoe.problems.fused_moe import DType, Layout
 from jitmoe.source import INCLUDE_DIR
 
 

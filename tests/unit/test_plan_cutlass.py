@@ -17,7 +17,7 @@ from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.cutlass import CutlassDown, CutlassGateUp
 from jitmoe.plan.tuned import TunedConfig
 from jitmoe.plan.xe_specs import XeGateUp, XePack, XeTokens, XeWeights
-from jitmoe.problem import DType, Layout, MoEProblem
+from jitmoe.problems.fused_moe import DType, Layout, MoEProblem
 
 BMG = offline_device("bmg-g21")
 

@@ -13,7 +13,6 @@ import pytest
 
 from jitmoe.device import Device
 from jitmoe.errors import ArgumentError, UnsupportedProblemError
-from jitmoe.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.plan import tuned, xe
 from jitmoe.plan.architectures import ARCHITECTURES, architecture, offline_device
 from jitmoe.plan.xe_specs import (
@@ -25,7 +24,8 @@ from jitmoe.plan.xe_specs import (
     XeVectorGateUp,
     XeWeights,
 )
-from jitmoe.problem import Activation, DType, Layout, MoEProblem
+from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat
+from jitmoe.problems.fused_moe import Activation, DType, Layout, MoEProblem
 from jitmoe.source import INCLUDE_DIR, render
 
 BMG = offline_device("bmg-g21")

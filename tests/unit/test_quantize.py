@@ -11,8 +11,8 @@ import torch
 import jitmoe
 from jitmoe import reference
 from jitmoe.errors import ArgumentError
-from jitmoe.formats import WHOLE, Encoding, WeightFormat
-from jitmoe.problem import DType
+from jitmoe.problems.formats import WHOLE, Encoding, WeightFormat
+from jitmoe.problems.fused_moe import DType
 
 MANTISSA = {Encoding.E4M3: (3, -6), Encoding.E5M2: (2, -14), Encoding.E2M1: (1, 0)}  # bits, exponent of the subnormals
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jitmoe import reference
-from jitmoe.problem import Activation
+from jitmoe.problems.fused_moe import Activation
 
 ALPHA = 1.5
 ACTIVATIONS = {

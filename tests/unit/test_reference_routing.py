@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jitmoe import reference
-from jitmoe.routing import Routing
-from jitmoe.sorting import max_padded_pairs
+from jitmoe.problems.routing import Routing
+from jitmoe.problems.sorting import max_padded_pairs
 
 SCORES = {
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)),

@@ -8,8 +8,8 @@ import dataclasses
 import pytest
 
 from jitmoe.errors import ArgumentError
-from jitmoe.routing import GroupScore, Routing, Scoring, TemperatureSchedule
-from jitmoe.sorting import max_padded_pairs
+from jitmoe.problems.routing import GroupScore, Routing, Scoring, TemperatureSchedule
+from jitmoe.problems.sorting import max_padded_pairs
 
 WRONG = [
     ("top_k", 0),

@@ -15,7 +15,7 @@ from helpers.spec_samples import all_specs
 from jitmoe import source
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan.topk_specs import TopKConstants
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 from jitmoe.source import INCLUDE_DIR, header_digest, render
 from jitmoe.spec import Argument, KernelSpec, arguments
 

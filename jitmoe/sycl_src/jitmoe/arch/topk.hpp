@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// One token's experts and weights, as jitmoe/routing.py describes them, by one sub-group.
+// One token's experts and weights, as jitmoe/problems/routing.py describes them, by one sub-group.
 //
 // The choice values of a token lie in SLM as order-preserving integers ("keys"), in rows of S (sub-group size) experts.
 // Lane l looks after column l: the experts l, S + l, 2 S + l ... It keeps its column's largest key; the k largest of all

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Names shared by host and kernels: fixed-width integers, the enums that specs use, 16-bit float conversions.
 //
-// The enums mirror jitmoe/problem.py, formats.py, routing.py and device.py value by value: rendered sources spell them as
+// The enums mirror jitmoe/problems/fused_moe.py, problems/formats.py, problems/routing.py and device.py value by value: rendered sources spell them as
 // jitmoe::<PythonClass>::<value>, so a value without a twin here does not compile.
 // Includes nothing: every header costs compile time in each kernel.
 #pragma once

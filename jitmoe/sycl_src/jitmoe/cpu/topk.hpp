@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// One token's experts and weights, as jitmoe/routing.py describes them, with vectors along the experts.
+// One token's experts and weights, as jitmoe/problems/routing.py describes them, with vectors along the experts.
 //
 // The values of a row (E logits, scores, keys) lie in the work-item's own arrays, which stay in the L1 cache. The k
 // largest are found one after the other: each pass keeps, per lane, the largest key and the first vector it was in; the

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Experts and weights from router logits; the steps are those of jitmoe.Routing (jitmoe/routing.py).
+// Experts and weights from router logits; the steps are those of jitmoe.Routing (jitmoe/problems/routing.py).
 //
 // | tensor          | shape        | dtype           | layout, owner
 // | router_logits   | [M][E]       | dtype           | row stride logits_row_stride, caller's

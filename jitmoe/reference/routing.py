@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jitmoe.routing import GroupScore, Routing, Scoring
-from jitmoe.sorting import max_padded_pairs
+from jitmoe.problems.routing import GroupScore, Routing, Scoring
+from jitmoe.problems.sorting import max_padded_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +143,7 @@ def moe_align_block_size(
         num_experts: E.
         block_size: each expert's pairs are padded to a multiple of it.
         sorted_token_ids: 1-D; pair numbers token * k + slot by expert, ascending within one expert; M * k fills the
-            rest. Made with the length that any routing fits in (``jitmoe.sorting.max_padded_pairs``) if None.
+            rest. Made with the length that any routing fits in (``jitmoe.problems.sorting.max_padded_pairs``) if None.
         experts_ids: 1-D; the expert of each block; -1 for blocks that are not used. One per block of the above if None.
         num_tokens_post_pad: [1]; used places of sorted_token_ids, a multiple of block_size.
         expert_map: [experts on all ranks] int32, local expert of each id or a number outside [0, E).

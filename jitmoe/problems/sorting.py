@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from jitmoe.device import DeviceKind
 from jitmoe.operation import Operation
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 
 SORT = Operation(
     name="moe_sorting",

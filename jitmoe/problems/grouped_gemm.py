@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from jitmoe.device import DeviceKind
 from jitmoe.operation import Operation
-from jitmoe.problem import Activation, DType, Layout, MoEProblem
+from jitmoe.problems.fused_moe import Activation, DType, Layout, MoEProblem
 
 GROUPED_GEMM = Operation(
     name="grouped_gemm_moe",

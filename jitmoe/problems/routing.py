@@ -16,7 +16,7 @@ from typing import ClassVar
 from jitmoe.device import DeviceKind
 from jitmoe.errors import ArgumentError
 from jitmoe.operation import Operation
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 
 MAX_EXPERTS = 1024  # of the top-k kernels: a token's choice values are kept in registers or in the L1 cache
 MAX_TOP_K = 32  # one bit or lane per slot

@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jitmoe import arguments, tensors
-from jitmoe.api import fused_moe
+from jitmoe import tensors
+from jitmoe.arguments.common import check_flag, check_rank, shape_text
 from jitmoe.errors import ArgumentError
+from jitmoe.ops.fused_moe import fused_moe
 from jitmoe.tensors import TensorInfo
 
 # What fused_moe calls these arguments.
@@ -49,7 +50,7 @@ def fused_moe_forward(
     Raises:
         ArgumentError, JitMoEError: as ``fused_moe``.
     """
-    arguments.check_flag("use_grouped_topk", use_grouped_topk)
+    check_flag("use_grouped_topk", use_grouped_topk)
     given = {
         "hidden_states": hidden_states,
         "gate_weights": gate_weights,
@@ -79,8 +80,8 @@ def fused_moe_forward(
 def _check_shapes(facts: dict[str, TensorInfo], top_k: object) -> None:
     """Says what is wrong with shapes in this function's terms; ``fused_moe`` checks everything else."""
     x, gate, ids = facts["hidden_states"], facts["gate_weights"], facts["topk_indices"]
-    arguments.check_rank("hidden_states", x, "[M, H] or [B, S, H]", 2, 3)
-    arguments.check_rank("gate_weights", gate, "[E, H, I]", 3)
+    check_rank("hidden_states", x, "[M, H] or [B, S, H]", 2, 3)
+    check_rank("gate_weights", gate, "[E, H, I]", 3)
     experts, _, size = gate.shape
     hidden = x.shape[-1]
     for name, shape, letters in (
@@ -89,11 +90,11 @@ def _check_shapes(facts: dict[str, TensorInfo], top_k: object) -> None:
         ("down_weights", (experts, size, hidden), "[E, I, H]"),
     ):
         if facts[name].shape != shape:
-            got = f"shape {arguments.shape_text(facts[name])}"
+            got = f"shape {shape_text(facts[name])}"
             raise ArgumentError(argument=name, got=got, expected=f"{letters} = {list(shape)}")
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
         raise ArgumentError(argument="top_k", got=repr(top_k), expected="a whole number >= 1")
     wanted = (math.prod(x.shape[:-1]), top_k)
     if ids.shape != wanted:
-        got = f"shape {arguments.shape_text(ids)}"
+        got = f"shape {shape_text(ids)}"
         raise ArgumentError(argument="topk_indices", got=got, expected=f"[M, top_k] = {list(wanted)}")

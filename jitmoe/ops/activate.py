@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jitmoe import arguments, arguments_activate, calls, tensors
-from jitmoe.elementwise import ACTIVATE
+from jitmoe import calls, tensors
+from jitmoe.arguments.activate import activate_problem, activated
+from jitmoe.arguments.common import check_activation, check_number
 from jitmoe.errors import ArgumentError
 from jitmoe.operation import Problem
-from jitmoe.problem import Activation, GateUp
+from jitmoe.problems.activate import ACTIVATE
+from jitmoe.problems.fused_moe import Activation, GateUp
 
 
 class _Options(NamedTuple):
@@ -20,7 +22,7 @@ class _Options(NamedTuple):
 
 
 def _problem(facts: calls.Facts, options: _Options, look_at_addresses: bool) -> Problem:
-    return arguments_activate.activate_problem(facts, *options)
+    return activate_problem(facts, *options)
 
 
 def _reference(named: dict[str, Any], options: _Options) -> tuple[Any, ...]:
@@ -77,15 +79,15 @@ def activate(
         got = f"{'no tensor' if up is None else 'a tensor'} with layout {gate_up.value}"
         raise ArgumentError(argument="up", got=got, expected="a tensor with layout separate, none otherwise")
     options = _Options(
-        arguments.check_activation(activation),
+        check_activation(activation),
         gate_up,
-        arguments.check_number("alpha", alpha),
-        None if limit is None else arguments.check_number("limit", limit, positive=True),
+        check_number("alpha", alpha),
+        None if limit is None else check_number("limit", limit, positive=True),
     )
     gate = tensors.adopt("gate", gate)
     if out is None:
         facts = tensors.describe("gate", gate)
-        dtype, shape = arguments_activate.activated(facts, gate_up)
+        dtype, shape = activated(facts, gate_up)
         out = tensors.empty(gate, shape, dtype)
     calls.run(_ACTIVATE, (gate, up, out), options, queue)
     return out

@@ -5,20 +5,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitmoe import arguments, calls, tensors
-from jitmoe.arguments import FusedMoEOptions
-from jitmoe.arguments_routed import RoutedOptions, routed_moe_problem, routed_options
+from jitmoe import calls, tensors
+from jitmoe.arguments.common import check_activation, check_flag, check_number
+from jitmoe.arguments.fused_moe import (
+    FusedMoEOptions,
+    check_input_quant,
+    check_no_order,
+    fused_moe_problem,
+    input_block_k,
+)
+from jitmoe.arguments.routed import RoutedOptions, routed_moe_problem, routed_options
 from jitmoe.errors import ArgumentError
-from jitmoe.grouped_gemm import routed_grouped_gemm
 from jitmoe.operation import Problem
-from jitmoe.problem import FUSED_MOE
-from jitmoe.quantized import QuantizedTensor
-from jitmoe.routed import ROUTED_MOE
-from jitmoe.routing import Routing
+from jitmoe.ops.grouped_gemm import routed_grouped_gemm
+from jitmoe.problems.fused_moe import FUSED_MOE
+from jitmoe.problems.routed import ROUTED_MOE
+from jitmoe.problems.routing import Routing
+from jitmoe.weights.quantized import QuantizedTensor
 
 
 def _problem(facts: calls.Facts, options: FusedMoEOptions, look_at_addresses: bool) -> Problem:
-    return arguments.fused_moe_problem(facts, options, look_at_addresses=look_at_addresses)
+    return fused_moe_problem(facts, options, look_at_addresses=look_at_addresses)
 
 
 def _reference(named: dict[str, Any], options: FusedMoEOptions) -> tuple[Any, ...]:
@@ -42,7 +49,7 @@ def _reference(named: dict[str, Any], options: FusedMoEOptions) -> tuple[Any, ..
         interleaved=options.interleaved,
         apply_router_weight_on_input=options.router_weight_on_input,
         input_quant=options.input_quant,
-        input_block_k=arguments.input_block_k(options),
+        input_block_k=input_block_k(options),
         a1_scale=named["a1_scale"],
         a2_scale=named["a2_scale"],
     )
@@ -122,19 +129,19 @@ def _collect(
         w1_scale, w1_zero_point, w1_k_order, w1_format = w1.scale, w1.zero_point, w1.k_order, w1.format
         w1 = w1.data
     if isinstance(w2, QuantizedTensor):
-        arguments.check_no_order(w2.format)
+        check_no_order(w2.format)
         w2_scale, w2_zero_point, w2_format = w2.scale, w2.zero_point, w2.format
         w2 = w2.data
     if out is None:
         hidden_states = tensors.adopt("hidden_states", hidden_states)
         out = tensors.empty_like(hidden_states)
     options = FusedMoEOptions(
-        arguments.check_activation(activation),
-        arguments.check_number("swiglu_alpha", swiglu_alpha),
-        None if swiglu_limit is None else arguments.check_number("swiglu_limit", swiglu_limit, positive=True),
-        arguments.check_flag("interleaved", interleaved),
-        arguments.check_flag("apply_router_weight_on_input", apply_router_weight_on_input),
-        arguments.check_input_quant(input_quant),
+        check_activation(activation),
+        check_number("swiglu_alpha", swiglu_alpha),
+        None if swiglu_limit is None else check_number("swiglu_limit", swiglu_limit, positive=True),
+        check_flag("interleaved", interleaved),
+        check_flag("apply_router_weight_on_input", apply_router_weight_on_input),
+        check_input_quant(input_quant),
         w1_format,
         w2_format,
     )

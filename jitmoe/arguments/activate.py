@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from jitmoe.arguments import check_dtype, shape_text
-from jitmoe.arguments_routing import Facts, check_places
-from jitmoe.elementwise import ActivateProblem
+from jitmoe.arguments.common import check_dtype, shape_text
+from jitmoe.arguments.routing import Facts, check_places
 from jitmoe.errors import ArgumentError
-from jitmoe.problem import COMPUTE_DTYPES, Activation, DType, GateUp
+from jitmoe.problems.activate import ActivateProblem
+from jitmoe.problems.fused_moe import COMPUTE_DTYPES, Activation, DType, GateUp
 from jitmoe.tensors import TensorInfo
 
 

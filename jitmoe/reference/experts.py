@@ -5,17 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jitmoe.formats import WHOLE, Encoding, InputQuant
-from jitmoe.problem import Activation, DType
-from jitmoe.reference_routing import expert_load as expert_load
-from jitmoe.reference_routing import moe_align_block_size as moe_align_block_size
-from jitmoe.reference_routing import moe_sorting as moe_sorting
-from jitmoe.reference_routing import route as route
+from jitmoe.problems.formats import WHOLE, Encoding, InputQuant
+from jitmoe.problems.fused_moe import Activation, DType
 
 if TYPE_CHECKING:
     import torch
 
-    from jitmoe.quantized import QuantizedTensor
+    from jitmoe.weights.quantized import QuantizedTensor
 
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # codes 0..7; 8..15 are their negatives
 

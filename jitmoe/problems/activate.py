@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from jitmoe.device import DeviceKind
 from jitmoe.operation import Operation
-from jitmoe.problem import Activation, DType, GateUp
+from jitmoe.problems.fused_moe import Activation, DType, GateUp
 
 ACTIVATE = Operation(
     name="activate",

@@ -12,7 +12,7 @@ from jitmoe.device import DeviceKind
 from jitmoe.operation import Operation
 
 if TYPE_CHECKING:
-    from jitmoe.formats import InputQuant, WeightQuant
+    from jitmoe.problems.formats import InputQuant, WeightQuant
 
 
 class DType(str, Enum):

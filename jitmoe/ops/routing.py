@@ -6,25 +6,34 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from jitmoe import arguments_routing as arguments
 from jitmoe import calls, tensors
+from jitmoe.arguments.routing import (
+    check_ids,
+    check_logits,
+    check_routing,
+    check_size,
+    load_problem,
+    routing_problem,
+    sort_lengths,
+    sort_problem,
+)
 from jitmoe.operation import Problem
-from jitmoe.problem import COMPUTE_DTYPES, INDEX_DTYPES, DType
-from jitmoe.routing import ROUTE, GroupScore, Routing, Scoring
-from jitmoe.sorting import LOAD, SORT
+from jitmoe.problems.fused_moe import COMPUTE_DTYPES, INDEX_DTYPES, DType
+from jitmoe.problems.routing import ROUTE, GroupScore, Routing, Scoring
+from jitmoe.problems.sorting import LOAD, SORT
 
 DEEPSEEK_EPSILON = 1e-20  # what DeepSeek-V3's own code adds to the sum of sigmoid weights
 
 
 def _route_problem(facts: calls.Facts, routing: Routing, look_at_addresses: bool) -> Problem:
-    return arguments.routing_problem(facts, routing)
+    return routing_problem(facts, routing)
 
 
 def _route_reference(named: dict[str, Any], routing: Routing) -> tuple[Any, ...]:
-    from jitmoe import reference_routing
+    from jitmoe import reference
 
     bias = named["correction_bias"]
-    return reference_routing.route(
+    return reference.route(
         named["router_logits"], routing, correction_bias=bias, ids_dtype=str(named["topk_ids"].dtype)
     )
 
@@ -61,10 +70,10 @@ def route(
     Raises:
         ArgumentError, JitMoEError: as ``fused_moe``.
     """
-    arguments.check_routing(routing)
+    check_routing(routing)
     dtype = tensors.check_dtype("ids_dtype", ids_dtype, INDEX_DTYPES)
     router_logits = tensors.adopt("router_logits", router_logits)
-    num_tokens = arguments.check_logits(tensors.describe("router_logits", router_logits))[0]
+    num_tokens = check_logits(tensors.describe("router_logits", router_logits))[0]
     slots = (num_tokens, routing.num_slots)
     if topk_weights is None:
         topk_weights = tensors.empty(router_logits, slots, DType.FP32)
@@ -212,16 +221,16 @@ class _SortOptions(NamedTuple):
 
 
 def _sort_problem(facts: calls.Facts, options: _SortOptions, look_at_addresses: bool) -> Problem:
-    return arguments.sort_problem(facts, *options)
+    return sort_problem(facts, *options)
 
 
 def _sort_reference(named: dict[str, Any], options: _SortOptions) -> tuple[Any, ...]:
     import torch
 
-    from jitmoe import reference_routing
+    from jitmoe import reference
 
     names = ("sorted_token_ids", "expert_ids", "num_tokens_post_pad")
-    results = reference_routing.moe_align_block_size(
+    results = reference.moe_align_block_size(
         named["topk_ids"],
         *options,
         *(torch.empty(named[name].shape, dtype=torch.int32, device=named[name].device) for name in names),
@@ -229,7 +238,7 @@ def _sort_reference(named: dict[str, Any], options: _SortOptions) -> tuple[Any, 
     )
     if named["topk_weights"] is None:
         return (*results, None, None)
-    weights = reference_routing.sorted_weights(named["topk_weights"], results[0])
+    weights = reference.sorted_weights(named["topk_weights"], results[0])
     return (*results, weights, torch.zeros_like(named["output"]))
 
 
@@ -273,9 +282,7 @@ def moe_align_block_size(
     Raises:
         ArgumentError, JitMoEError: as ``fused_moe``.
     """
-    options = _SortOptions(
-        arguments.check_size("num_experts", num_experts), arguments.check_size("block_size", block_size)
-    )
+    options = _SortOptions(check_size("num_experts", num_experts), check_size("block_size", block_size))
     topk_ids = tensors.adopt("topk_ids", topk_ids)
     lengths = _sort_lengths(topk_ids, options)
     given = (sorted_token_ids, experts_ids, num_tokens_post_pad)
@@ -288,8 +295,8 @@ def moe_align_block_size(
 
 
 def _sort_lengths(topk_ids: Any, options: _SortOptions) -> tuple[int, int, int]:
-    num_tokens, top_k = arguments.check_ids(tensors.describe("topk_ids", topk_ids))
-    return (*arguments.sort_lengths(num_tokens * top_k, *options), 1)
+    num_tokens, top_k = check_ids(tensors.describe("topk_ids", topk_ids))
+    return (*sort_lengths(num_tokens * top_k, *options), 1)
 
 
 def moe_sorting(
@@ -315,10 +322,8 @@ def moe_sorting(
         dtype: of output: "bf16", "fp16", "fp32" or a torch dtype of these.
         block_size, expert_map, queue: as for ``moe_align_block_size``.
     """
-    options = _SortOptions(
-        arguments.check_size("num_experts", num_experts), arguments.check_size("block_size", block_size)
-    )
-    width = arguments.check_size("hidden_size", hidden_size)
+    options = _SortOptions(check_size("num_experts", num_experts), check_size("block_size", block_size))
+    width = check_size("hidden_size", hidden_size)
     output_dtype = tensors.check_dtype("dtype", dtype, COMPUTE_DTYPES)
     topk_ids = tensors.adopt("topk_ids", topk_ids)
     topk_weights = tensors.adopt("topk_weights", topk_weights)
@@ -338,13 +343,13 @@ class ExpertLoad(NamedTuple):
 
 
 def _load_problem(facts: calls.Facts, num_experts: int, look_at_addresses: bool) -> Problem:
-    return arguments.load_problem(facts, num_experts)
+    return load_problem(facts, num_experts)
 
 
 def _load_reference(named: dict[str, Any], num_experts: int) -> tuple[Any, ...]:
-    from jitmoe import reference_routing
+    from jitmoe import reference
 
-    return reference_routing.expert_load(named["topk_ids"], num_experts)
+    return reference.expert_load(named["topk_ids"], num_experts)
 
 
 _LOAD = calls.Op(operation=LOAD, optional=frozenset(), problem=_load_problem, reference=_load_reference)
@@ -358,7 +363,7 @@ def expert_load(topk_ids: Any, num_experts: int, *, queue: Any = None) -> Expert
         num_experts: E.
         queue: as for ``fused_moe``.
     """
-    arguments.check_size("num_experts", num_experts)
+    check_size("num_experts", num_experts)
     topk_ids = tensors.adopt("topk_ids", topk_ids)
     counts = tensors.empty(topk_ids, (num_experts,), DType.INT32)
     imbalance = tensors.empty(topk_ids, (1,), DType.FP32)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitmoe.errors import ArgumentError
-from jitmoe.formats import WHOLE, Encoding, WeightFormat
-from jitmoe.problem import DType
+from jitmoe.problems.formats import WHOLE, Encoding, WeightFormat
+from jitmoe.problems.fused_moe import DType
 from jitmoe.tensors import TensorInfo, adopt, describe
 
 _DATA_DTYPES = {

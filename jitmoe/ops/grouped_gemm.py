@@ -6,13 +6,15 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from jitmoe import arguments, calls, tensors
-from jitmoe.api_routing import route
+from jitmoe import calls, tensors
+from jitmoe.arguments.common import check_dtype, check_flag, check_rank, shape_text
+from jitmoe.arguments.grouped_gemm import grouped_gemm_problem
 from jitmoe.errors import ArgumentError
-from jitmoe.grouped_problem import GROUPED_GEMM
 from jitmoe.operation import Problem
-from jitmoe.problem import COMPUTE_DTYPES
-from jitmoe.routing import MAX_TOP_K, Routing, Scoring
+from jitmoe.ops.routing import route
+from jitmoe.problems.fused_moe import COMPUTE_DTYPES
+from jitmoe.problems.grouped_gemm import GROUPED_GEMM
+from jitmoe.problems.routing import MAX_TOP_K, Routing, Scoring
 
 
 class GroupedGemmOptions(NamedTuple):
@@ -23,7 +25,7 @@ class GroupedGemmOptions(NamedTuple):
 
 
 def _problem(facts: calls.Facts, options: GroupedGemmOptions, look_at_addresses: bool) -> Problem:
-    return arguments.grouped_gemm_problem(facts, *options, look_at_addresses=look_at_addresses)
+    return grouped_gemm_problem(facts, *options, look_at_addresses=look_at_addresses)
 
 
 def _reference(named: dict[str, Any], options: GroupedGemmOptions) -> tuple[Any, ...]:
@@ -70,7 +72,7 @@ def grouped_gemm_moe(
     """
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
         raise ArgumentError(argument="top_k", got=repr(top_k), expected="a whole number >= 1")
-    options = GroupedGemmOptions(top_k, arguments.check_flag("trans_b", trans_b))
+    options = GroupedGemmOptions(top_k, check_flag("trans_b", trans_b))
     calls.run(_GROUPED_GEMM, (A, B, C, D, topk_weights, topk_indices), options, queue)
 
 
@@ -90,12 +92,12 @@ def routed_grouped_gemm(
         ("routing_weights", routing_weights, "[B * S, E] for one GEMM with top_k", (2,)),
     ):
         facts[name] = tensors.describe(name, tensors.adopt(name, value))
-        arguments.check_rank(name, facts[name], shape, *ranks)
-    dtype = arguments.check_dtype("tokens", facts["tokens"], COMPUTE_DTYPES)
+        check_rank(name, facts[name], shape, *ranks)
+    dtype = check_dtype("tokens", facts["tokens"], COMPUTE_DTYPES)
     num_experts, _, width = facts["expert_weights"].shape
     wanted = (math.prod(facts["tokens"].shape[:-1]), num_experts)
     if facts["routing_weights"].shape != wanted:
-        got = arguments.shape_text(facts["routing_weights"])
+        got = shape_text(facts["routing_weights"])
         raise ArgumentError(argument="routing_weights", got=f"shape {got}", expected=f"[B * S, E] = {list(wanted)}")
     most = min(num_experts, MAX_TOP_K)
     if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= most:

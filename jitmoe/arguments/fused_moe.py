@@ -1,82 +1,35 @@
 # SPDX-License-Identifier: MIT
-"""Argument checks of the ops: tensor facts in, ``MoEProblem`` out, or an ``ArgumentError`` that names the argument."""
+"""Argument checks of ``fused_moe``: tensor facts in, ``MoEProblem`` out, or an ``ArgumentError``."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from jitmoe.arguments.common import (
+    MAX_PAIRS,
+    MAX_TOP_K,
+    base_alignment,
+    check_bias,
+    check_dtype,
+    check_rank,
+    matrix_layout,
+    row_stride,
+    shape_text,
+)
 from jitmoe.errors import ArgumentError
-from jitmoe.formats import WHOLE, Encoding, InputQuant, WeightFormat, WeightQuant
-from jitmoe.grouped_problem import GroupedGemmProblem
-from jitmoe.problem import COMPUTE_DTYPES, INDEX_DTYPES, WEIGHT_DTYPES, Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.formats import WHOLE, Encoding, InputQuant, WeightFormat, WeightQuant
+from jitmoe.problems.fused_moe import (
+    COMPUTE_DTYPES,
+    INDEX_DTYPES,
+    WEIGHT_DTYPES,
+    Activation,
+    DType,
+    GateUp,
+    MoEProblem,
+)
 from jitmoe.tensors import TensorInfo
-
-MAX_PAIRS = 2**31 - 1  # pair indices are int32 on the device
-MAX_TOP_K = 2**15 - 1
-
-
-def _names(values: tuple[DType, ...]) -> str:
-    return ", ".join(value.value for value in values)
-
-
-def check_rank(name: str, info: TensorInfo, expected: str, *ranks: int) -> None:
-    """Checks the number of dimensions."""
-    if len(info.shape) not in ranks:
-        raise ArgumentError(argument=name, got=f"shape {shape_text(info)}", expected=expected)
-
-
-def shape_text(info: TensorInfo) -> str:
-    """Returns a shape as messages spell it."""
-    return "[" + ", ".join(str(size) for size in info.shape) + "]"
-
-
-def check_dtype(name: str, info: TensorInfo, allowed: tuple[DType, ...]) -> DType:
-    """Returns the dtype if it is one of those allowed."""
-    if info.dtype not in allowed:
-        raise ArgumentError(argument=name, got=f"dtype {info.dtype_name}", expected=f"dtype {_names(allowed)}")
-    assert info.dtype is not None
-    return info.dtype
-
-
-def row_stride(name: str, info: TensorInfo) -> int:
-    """Returns the row stride of a tensor whose last dimension has to be dense and whose rows are evenly spaced."""
-    if info.shape[-1] > 1 and info.strides[-1] != 1:
-        raise ArgumentError(argument=name, got=f"strides {info.strides}", expected="unit stride in the last dimension")
-    if len(info.shape) == 3 and info.shape[0] > 1 and info.shape[1] > 0:
-        if info.shape[1] > 1 and info.strides[0] != info.shape[1] * info.strides[1]:
-            raise ArgumentError(
-                argument=name, got=f"strides {info.strides}", expected="evenly spaced rows ([B, S, H] like [B*S, H])"
-            )
-        if info.shape[1] == 1:
-            return info.strides[0]
-    return info.strides[-2] if info.shape[-2] > 1 else info.shape[-1]
-
-
-def _matrix_layout(name: str, info: TensorInfo) -> tuple[Layout, int]:
-    """Returns the layout of [E, N, K] weights and the stride of the dimension that is not dense."""
-    _, n, k = info.shape
-    _, stride_n, stride_k = info.strides
-    if any(stride < 0 for stride in info.strides):
-        raise ArgumentError(argument=name, got=f"strides {info.strides}", expected="strides >= 0")
-    if stride_k == 1 or k == 1:
-        return Layout.NK, stride_n if n > 1 else k
-    if stride_n == 1 or n == 1:
-        return Layout.KN, stride_k
-    raise ArgumentError(
-        argument=name,
-        got=f"strides {info.strides}",
-        expected="unit stride in the last or in the second-last dimension",
-    )
-
-
-def _base_alignment(addresses: list[int]) -> int:
-    alignment = 64
-    for address in addresses:
-        alignment = min(alignment, address & -address if address else 64)
-    return alignment
 
 
 class FusedMoEOptions(NamedTuple):
@@ -92,15 +45,6 @@ class FusedMoEOptions(NamedTuple):
     w2_format: WeightFormat | None = None
 
 
-def check_activation(activation: object) -> Activation:
-    """Returns the activation of that name."""
-    try:
-        return Activation(activation)
-    except ValueError:
-        names = ", ".join(value.value for value in Activation)
-        raise ArgumentError(argument="activation", got=repr(activation), expected=f"one of {names}") from None
-
-
 def check_input_quant(kind: object) -> InputQuant | None:
     """Returns the input quantization of that name; None for None."""
     if kind is None:
@@ -110,21 +54,6 @@ def check_input_quant(kind: object) -> InputQuant | None:
     except ValueError:
         names = ", ".join(value.value for value in InputQuant)
         raise ArgumentError(argument="input_quant", got=repr(kind), expected=f"None or one of {names}") from None
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Returns ``value`` if it is a bool."""
-    if not isinstance(value, bool):
-        raise ArgumentError(argument=name, got=repr(value), expected="True or False")
-    return value
-
-
-def check_number(name: str, value: object, *, positive: bool = False) -> float:
-    """Returns a finite number as float."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or (positive and not value > 0):  # type: ignore[operator]
-        raise ArgumentError(argument=name, got=repr(value), expected="a positive number" if positive else "a number")
-    return float(value)  # type: ignore[arg-type]
 
 
 def check_no_order(form: WeightFormat) -> None:
@@ -146,18 +75,6 @@ def _weight_quant(name: str, tensors: Mapping[str, TensorInfo | None], form: Wei
         return tuple(0 if size == 1 else stride for size, stride in zip(info.shape, info.strides, strict=True))  # type: ignore[return-value]
 
     return WeightQuant(form, *strides("scale"), *(strides("zero_point") if form.has_zero_point else (0, 0, 0)))
-
-
-def _bias_dtype(name: str, info: TensorInfo | None, shape: tuple[int, int], dtype: DType) -> DType | None:
-    if info is None:
-        return None
-    found = check_dtype(name, info, tuple(dict.fromkeys((dtype, DType.FP32))))
-    if info.shape != shape:
-        raise ArgumentError(argument=name, got=f"shape {shape_text(info)}", expected=f"{list(shape)}")
-    dense = (shape[1], 1)
-    if any(size > 1 and stride != wanted for size, stride, wanted in zip(shape, info.strides, dense, strict=True)):
-        raise ArgumentError(argument=name, got=f"strides {info.strides}", expected="a dense tensor")
-    return found
 
 
 def _input_scale_stride(name: str, info: TensorInfo | None, num_experts: int, quant: InputQuant | None) -> int | None:
@@ -324,8 +241,8 @@ def fused_moe_problem(
     out_row_stride = row_stride("out", out)
     if num_tokens > 1 and out_row_stride < hidden_size:
         raise ArgumentError(argument="out", got=f"strides {out.strides}", expected="rows that do not overlap")
-    w1_layout, w1_stride = _matrix_layout("w1", w1)
-    w2_layout, w2_stride = _matrix_layout("w2", w2)
+    w1_layout, w1_stride = matrix_layout("w1", w1)
+    w2_layout, w2_stride = matrix_layout("w2", w2)
     assert gate_up is not None
     bias_rows = intermediate_size if gate_up is GateUp.UNGATED else 2 * intermediate_size
     return MoEProblem(
@@ -349,12 +266,12 @@ def fused_moe_problem(
         w2_stride=w2_stride,
         topk_ids_row_stride=row_stride("topk_ids", ids),
         topk_weights_row_stride=row_stride("topk_weights", weights),
-        base_alignment=_base_alignment([t.address for t in (x, w1, w2, out, w1_up) if t]) if look_at_addresses else 1,
+        base_alignment=base_alignment([t.address for t in (x, w1, w2, out, w1_up) if t]) if look_at_addresses else 1,
         gate_up=gate_up,
         swiglu_alpha=options.swiglu_alpha,
         swiglu_limit=options.swiglu_limit,
-        w1_bias_dtype=_bias_dtype("w1_bias", tensors.get("w1_bias"), (num_experts, bias_rows), dtype),
-        w2_bias_dtype=_bias_dtype("w2_bias", tensors.get("w2_bias"), (num_experts, hidden_size), dtype),
+        w1_bias_dtype=check_bias("w1_bias", tensors.get("w1_bias"), (num_experts, bias_rows), dtype),
+        w2_bias_dtype=check_bias("w2_bias", tensors.get("w2_bias"), (num_experts, hidden_size), dtype),
         router_weight_on_input=options.router_weight_on_input,
         w1_quant=_weight_quant("w1", tensors, options.w1_format),
         w2_quant=_weight_quant("w2", tensors, options.w2_format),
@@ -369,90 +286,3 @@ def _logical(info: TensorInfo, form: WeightFormat | None) -> tuple[int, int, int
     """Returns [E, N, K] of weights, unpacked."""
     experts, n, k = info.shape
     return experts, n, k if form is None else k * 8 // form.bits
-
-
-def grouped_gemm_problem(
-    tensors: Mapping[str, TensorInfo | None], top_k: int, trans_b: bool, *, look_at_addresses: bool
-) -> GroupedGemmProblem:
-    """Checks the tensors of a ``grouped_gemm_moe`` call against each other and returns what is asked.
-
-    Raises:
-        ArgumentError: names the first argument that does not fit, what came and what was expected.
-    """
-    a, b, d = tensors["A"], tensors["B"], tensors["D"]
-    weights, ids = tensors["topk_weights"], tensors["topk_indices"]
-    assert a is not None and b is not None and d is not None and weights is not None and ids is not None
-    b_shape = "[E, N, K]" if trans_b else "[E, K, N]"
-    check_rank("A", a, "[M, K] or [B, S, K]", 2, 3)
-    check_rank("B", b, b_shape, 3)
-    check_rank("topk_weights", weights, "[M, top_k]", 2)
-    check_rank("topk_indices", ids, "[M, top_k]", 2)
-    dtype = check_dtype("A", a, COMPUTE_DTYPES)
-    check_dtype("B", b, (dtype,))
-    check_dtype("D", d, (dtype,))
-    ids_dtype, weights_dtype = (
-        check_dtype("topk_indices", ids, INDEX_DTYPES),
-        check_dtype("topk_weights", weights, WEIGHT_DTYPES),
-    )
-    for name, other in tensors.items():
-        if other is not None and other.place != a.place:
-            raise ArgumentError(argument=name, got=other.place, expected=f"{a.place}, like A")
-    if not trans_b:  # from here on B is [E, N, K]
-        (experts, rows, columns), (to_expert, to_row, to_column) = b.shape, b.strides
-        swapped = dataclasses.replace(b, shape=(experts, columns, rows), strides=(to_expert, to_column, to_row))
-    else:
-        swapped = b
-    num_tokens, k = math.prod(a.shape[:-1]), a.shape[-1]
-    num_experts, n, b_k = swapped.shape
-    if k == 0:
-        raise ArgumentError(argument="A", got=f"shape {shape_text(a)}", expected="K >= 1")
-    if num_experts == 0 or n == 0 or b_k != k:
-        raise ArgumentError(
-            argument="B",
-            got=f"shape {shape_text(b)}",
-            expected=f"{b_shape} with E, N >= 1 and K = {k} (trans_b={trans_b})",
-        )
-    if d.shape != (*a.shape[:-1], n):
-        raise ArgumentError(argument="D", got=f"shape {shape_text(d)}", expected=f"[M, N] = {[*a.shape[:-1], n]}")
-    if ids.shape != (num_tokens, top_k):
-        raise ArgumentError(
-            argument="topk_indices", got=f"shape {shape_text(ids)}", expected=f"[M, top_k] = [{num_tokens}, {top_k}]"
-        )
-    if weights.shape != ids.shape:
-        raise ArgumentError(
-            argument="topk_weights",
-            got=f"shape {shape_text(weights)}",
-            expected=f"{shape_text(ids)}, like topk_indices",
-        )
-    if top_k > MAX_TOP_K or num_tokens * top_k > MAX_PAIRS:
-        raise ArgumentError(
-            argument="topk_indices",
-            got=f"{num_tokens} x {top_k} (row, expert) pairs",
-            expected=f"top_k <= {MAX_TOP_K} and at most {MAX_PAIRS} pairs",
-        )
-    d_row_stride = row_stride("D", d)
-    if num_tokens > 1 and d_row_stride < n:
-        raise ArgumentError(argument="D", got=f"strides {d.strides}", expected="rows that do not overlap")
-    try:
-        layout, b_stride = _matrix_layout("B", swapped)
-    except ArgumentError as error:  # tells the caller's strides, not those of the swapped view
-        raise ArgumentError(argument="B", got=f"strides {b.strides}", expected=error.expected) from None
-    return GroupedGemmProblem(
-        num_tokens=num_tokens,
-        n=n,
-        k=k,
-        num_experts=num_experts,
-        top_k=top_k,
-        dtype=dtype,
-        topk_ids_dtype=ids_dtype,
-        topk_weights_dtype=weights_dtype,
-        layout=layout,
-        a_row_stride=row_stride("A", a),
-        d_row_stride=d_row_stride,
-        b_expert_stride=swapped.strides[0],
-        b_stride=b_stride,
-        topk_ids_row_stride=row_stride("topk_indices", ids),
-        topk_weights_row_stride=row_stride("topk_weights", weights),
-        bias_dtype=_bias_dtype("C", tensors["C"], (num_experts, n), dtype),
-        base_alignment=_base_alignment([t.address for t in (a, b, d)]) if look_at_addresses else 1,
-    )

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jitmoe.arguments import MAX_PAIRS, check_dtype, check_rank, row_stride, shape_text
+from jitmoe.arguments.common import MAX_PAIRS, check_dtype, check_rank, row_stride, shape_text
 from jitmoe.errors import ArgumentError
-from jitmoe.problem import COMPUTE_DTYPES, INDEX_DTYPES, WEIGHT_DTYPES, DType
-from jitmoe.routing import Routing, RoutingProblem
-from jitmoe.sorting import LoadProblem, SortProblem, max_padded_pairs
+from jitmoe.problems.fused_moe import COMPUTE_DTYPES, INDEX_DTYPES, WEIGHT_DTYPES, DType
+from jitmoe.problems.routing import Routing, RoutingProblem
+from jitmoe.problems.sorting import LoadProblem, SortProblem, max_padded_pairs
 from jitmoe.tensors import TensorInfo
 
 Facts = Mapping[str, TensorInfo | None]

@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jitmoe import arguments, arguments_routing
-from jitmoe.arguments import FusedMoEOptions
+from jitmoe.arguments.common import check_dtype, check_flag, check_rank, row_stride
+from jitmoe.arguments.fused_moe import FusedMoEOptions, fused_moe_problem
+from jitmoe.arguments.routing import check_routing, routing_problem
 from jitmoe.errors import ArgumentError
-from jitmoe.problem import FUSED_MOE, INDEX_DTYPES, WEIGHT_DTYPES, DType
-from jitmoe.routed import AdjustRoutingProblem, RoutedMoEProblem
-from jitmoe.routing import Routing, RoutingProblem
+from jitmoe.problems.fused_moe import FUSED_MOE, INDEX_DTYPES, WEIGHT_DTYPES, DType
+from jitmoe.problems.routed import AdjustRoutingProblem, RoutedMoEProblem
+from jitmoe.problems.routing import Routing, RoutingProblem
 from jitmoe.tensors import TensorInfo, dense
 
 
@@ -38,7 +39,7 @@ def routed_options(
     """Returns the options, after checking which arguments go together. ``topk`` are topk_weights and topk_ids."""
     if not isinstance(num_shared_experts, int) or isinstance(num_shared_experts, bool) or num_shared_experts < 0:
         raise ArgumentError(argument="num_shared_experts", got=repr(num_shared_experts), expected="a whole number >= 0")
-    divides = arguments.check_flag("renormalize", renormalize)
+    divides = check_flag("renormalize", renormalize)
     if router_logits is None:
         for name, value in (("routing", routing), ("correction_bias", correction_bias)):
             if value is not None:
@@ -52,7 +53,7 @@ def routed_options(
     for name, is_set in (("renormalize", divides), ("num_shared_experts", num_shared_experts > 0)):
         if is_set:
             raise ArgumentError(argument=name, got="a value", expected=f"none: routing has a {name} of its own")
-    return RoutedOptions(experts, arguments_routing.check_routing(routing), False, 0)
+    return RoutedOptions(experts, check_routing(routing), False, 0)
 
 
 def routed_moe_problem(
@@ -74,7 +75,7 @@ def routed_moe_problem(
         raise ArgumentError(argument=name, got=f"M = {routing.num_tokens}", expected=f"M = {num_tokens}")
     slots = routing.num_slots if isinstance(routing, AdjustRoutingProblem) else routing.routing.num_slots
     own = {name: facts[name] for name in FUSED_MOE.tensors} | _workspace(x, num_tokens, slots)
-    experts = arguments.fused_moe_problem(own, options.experts, look_at_addresses=look_at_addresses)
+    experts = fused_moe_problem(own, options.experts, look_at_addresses=look_at_addresses)
     return RoutedMoEProblem(routing=routing, experts=experts)
 
 
@@ -91,7 +92,7 @@ def _routing_problem(facts: Mapping[str, TensorInfo | None], routing: Routing, n
     assert logits is not None
     given = {name: facts[name] for name in ("router_logits", "correction_bias")}
     num_tokens = logits.shape[0] if logits.shape else 0
-    problem = arguments_routing.routing_problem(given | _workspace(logits, num_tokens, routing.num_slots), routing)
+    problem = routing_problem(given | _workspace(logits, num_tokens, routing.num_slots), routing)
     if problem.num_experts + routing.num_shared_experts != num_experts:
         shared = f" - {routing.num_shared_experts} shared experts" if routing.num_shared_experts else ""
         raise ArgumentError(
@@ -109,7 +110,7 @@ def _adjust_problem(
     for name, info in (("topk_weights", weights), ("topk_ids", ids)):
         if info is None:
             raise ArgumentError(argument=name, got="None", expected="[M, k], or router_logits instead")
-        arguments.check_rank(name, info, "[M, k]", 2)
+        check_rank(name, info, "[M, k]", 2)
     assert weights is not None and ids is not None
     if weights.shape != ids.shape:
         raise ArgumentError(
@@ -128,10 +129,10 @@ def _adjust_problem(
         num_shared_experts=count,
         first_shared_expert=num_experts - count,
         renormalize=options.renormalize,
-        ids_dtype=arguments.check_dtype("topk_ids", ids, INDEX_DTYPES),
-        weights_dtype=arguments.check_dtype("topk_weights", weights, WEIGHT_DTYPES),
-        shared_dtype=None if shared is None else arguments.check_dtype("shared_weights", shared, WEIGHT_DTYPES),
-        topk_ids_row_stride=arguments.row_stride("topk_ids", ids),
-        topk_weights_row_stride=arguments.row_stride("topk_weights", weights),
-        shared_row_stride=0 if shared is None else arguments.row_stride("shared_weights", shared),
+        ids_dtype=check_dtype("topk_ids", ids, INDEX_DTYPES),
+        weights_dtype=check_dtype("topk_weights", weights, WEIGHT_DTYPES),
+        shared_dtype=None if shared is None else check_dtype("shared_weights", shared, WEIGHT_DTYPES),
+        topk_ids_row_stride=row_stride("topk_ids", ids),
+        topk_weights_row_stride=row_stride("topk_weights", weights),
+        shared_row_stride=0 if shared is None else row_stride("shared_weights", shared),
     )

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from jitmoe.errors import ArgumentError
-from jitmoe.formats import WHOLE, Encoding, WeightFormat
-from jitmoe.problem import DType
-from jitmoe.quantized import QuantizedTensor
+from jitmoe.problems.formats import WHOLE, Encoding, WeightFormat
+from jitmoe.problems.fused_moe import DType
 from jitmoe.tensors import adopt, describe
+from jitmoe.weights.quantized import QuantizedTensor
 
 CODES_PER_WORD = 8  # 4-bit codes in an int32
 # Nibble i of an AWQ word holds column AWQ_COLUMNS[i] of its eight (the packing order of AutoAWQ's GEMM format).

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from jitmoe.problem import DType
+from jitmoe.problems.fused_moe import DType
 
 
 class Encoding(str, Enum):

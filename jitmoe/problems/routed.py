@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from jitmoe.device import DeviceKind
 from jitmoe.operation import Operation
-from jitmoe.problem import FUSED_MOE, DType, MoEProblem
+from jitmoe.problems.fused_moe import FUSED_MOE, DType, MoEProblem
 
 if TYPE_CHECKING:
-    from jitmoe.routing import RoutingProblem
+    from jitmoe.problems.routing import RoutingProblem
 
 _EVERYWHERE = tuple(DeviceKind)
 

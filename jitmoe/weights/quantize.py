@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from jitmoe.errors import ArgumentError
-from jitmoe.formats import WHOLE, Encoding, WeightFormat
-from jitmoe.problem import DType
-from jitmoe.quantized import QuantizedTensor
+from jitmoe.problems.formats import WHOLE, Encoding, WeightFormat
+from jitmoe.problems.fused_moe import DType
 from jitmoe.reference import E2M1_VALUES
 from jitmoe.tensors import is_torch, torch_dtypes
+from jitmoe.weights.quantized import QuantizedTensor
 
 FLOAT_DTYPES = (DType.BF16, DType.FP16, DType.FP32)
 

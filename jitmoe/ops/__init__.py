@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The public functions: one module per op."""
