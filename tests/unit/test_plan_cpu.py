@@ -60,7 +60,10 @@ def test_ranges_cover_the_problem_and_fit_the_kernels(problem, cores):
     assert (down.global_size[0] - 1) * choice.down_columns < problem.hidden_size
 
 
-@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+WITH_TILES = [problem for problem in PROBLEMS if problem.num_tokens > 1 or problem.hidden_size >= 2048]
+
+
+@pytest.mark.parametrize("problem", WITH_TILES, ids=str)
 @pytest.mark.parametrize("cores", [1, 2, 96])
 def test_tiles_cover_the_problem_and_fit_the_kernels(problem, cores):
     device = cpu_device(num_compute_units=cores, cpu_isa=CpuIsa.AMX_BF16)
@@ -78,6 +81,13 @@ def test_tiles_cover_the_problem_and_fit_the_kernels(problem, cores):
     padded = -(-problem.hidden_size // cpu.AMX_STEP) * cpu.AMX_STEP
     assert sizes["panels"] == gate_up.global_size[0] * tokens * padded * 2
     assert sizes["sums"] >= 4 * problem.num_tokens * choice.down_columns * down.global_size[0]
+
+
+def test_one_token_of_a_small_layer_takes_no_tiles():
+    small = {"hidden_size": 256, "intermediate_size": 128, "num_experts": 8, "top_k": 2}
+    device = cpu_device(cpu_isa=CpuIsa.AMX_BF16)
+    for tokens, kernel in ((1, "cpu_gate_up"), (2, "cpu_gate_up_amx")):
+        assert kernel == cpu.choose(moe_problem(num_tokens=tokens, **small), device).gate_up.KERNEL
 
 
 def test_tiles_multiply_bf16_only():
