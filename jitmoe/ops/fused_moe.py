@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 from jitmoe import calls, tensors
@@ -64,9 +66,6 @@ _FUSED_MOE = calls.Op(
 )
 
 
-_GIVEN_ROUTING = (None, None, None, False, 0, None)  # router_logits ... shared_weights of calls without that launch
-
-
 def _routed_reference(named: dict[str, Any], options: RoutedOptions) -> tuple[Any, ...]:
     from jitmoe import reference
 
@@ -100,27 +99,27 @@ def _collect(
     hidden_states: Any,
     w1: Any,
     w2: Any,
-    topk_weights: Any = None,
-    topk_ids: Any = None,
-    activation: str = "silu",
-    swiglu_alpha: float = 1.702,
-    swiglu_limit: float | None = None,
-    interleaved: bool = False,
-    w1_up: Any = None,
-    w1_bias: Any = None,
-    w2_bias: Any = None,
-    apply_router_weight_on_input: bool = False,
-    input_quant: str | None = None,
-    a1_scale: Any = None,
-    a2_scale: Any = None,
-    expert_map: Any = None,
-    out: Any = None,
-    router_logits: Any = None,
-    routing: Routing | None = None,
-    correction_bias: Any = None,
-    renormalize: bool = False,
-    num_shared_experts: int = 0,
-    shared_weights: Any = None,
+    topk_weights: Any,
+    topk_ids: Any,
+    activation: str,
+    swiglu_alpha: float,
+    swiglu_limit: float | None,
+    interleaved: bool,
+    w1_up: Any,
+    w1_bias: Any,
+    w2_bias: Any,
+    apply_router_weight_on_input: bool,
+    input_quant: str | None,
+    a1_scale: Any,
+    a2_scale: Any,
+    expert_map: Any,
+    out: Any,
+    router_logits: Any,
+    routing: Routing | None,
+    correction_bias: Any,
+    renormalize: bool,
+    num_shared_experts: int,
+    shared_weights: Any,
 ) -> tuple[calls.Op, calls.Given, FusedMoEOptions | RoutedOptions]:
     """Returns the op, its tensors in order, the output among them, and its options."""
     w1_scale = w1_zero_point = w1_k_order = w2_scale = w2_zero_point = None
@@ -149,13 +148,22 @@ def _collect(
         *(hidden_states, w1, w2, topk_weights, topk_ids, expert_map, out, w1_up, w1_bias, w2_bias, a1_scale, a2_scale),
         *(w1_scale, w1_zero_point, w1_k_order, w2_scale, w2_zero_point),
     )
-    more = (router_logits, routing, correction_bias, renormalize, num_shared_experts, shared_weights)
-    if more == _GIVEN_ROUTING:
+    router = (router_logits, routing, correction_bias, shared_weights)
+    if all(value is None for value in router) and renormalize is False and num_shared_experts == 0:
         return _FUSED_MOE, given, options
     return (
         _ROUTED_MOE,
         (*given, router_logits, correction_bias, shared_weights),
-        routed_options(options, given[3:5], *more),
+        routed_options(
+            options,
+            given[3:5],
+            router_logits,
+            routing,
+            correction_bias,
+            renormalize,
+            num_shared_experts,
+            shared_weights,
+        ),
     )
 
 
@@ -257,19 +265,14 @@ def fused_moe(
             raise ArgumentError(argument="out", got="a tensor together with inplace=True", expected="one of the two")
         out = hidden_states
     if top_k is not None:
-        others = {
-            "topk_weights": topk_weights, "topk_ids": topk_ids, "router_logits": router_logits, "routing": routing,
-            "correction_bias": correction_bias, "shared_weights": shared_weights, "swiglu_limit": swiglu_limit,
-            "w1_up": w1_up, "w1_bias": w1_bias, "w2_bias": w2_bias, "input_quant": input_quant, "a1_scale": a1_scale,
-            "a2_scale": a2_scale, "expert_map": expert_map, "renormalize": renormalize or None,
-            "num_shared_experts": num_shared_experts or None, "interleaved": interleaved or None,
-            "apply_router_weight_on_input": apply_router_weight_on_input or None, "inplace": inplace or None,
-            "activation": None if activation == "silu" else activation,
-            "swiglu_alpha": None if swiglu_alpha == 1.702 else swiglu_alpha,
-        }  # fmt: skip
-        for name, value in others.items():
-            if value is not None:
-                raise ArgumentError(argument=name, got="a value", expected="none: with top_k there is one GEMM alone")
+        _check_one_gemm(
+            topk_weights=topk_weights, topk_ids=topk_ids, router_logits=router_logits, routing=routing,
+            correction_bias=correction_bias, renormalize=renormalize, num_shared_experts=num_shared_experts,
+            shared_weights=shared_weights, activation=activation, swiglu_alpha=swiglu_alpha,
+            swiglu_limit=swiglu_limit, interleaved=interleaved, w1_up=w1_up, w1_bias=w1_bias, w2_bias=w2_bias,
+            apply_router_weight_on_input=apply_router_weight_on_input, input_quant=input_quant, a1_scale=a1_scale,
+            a2_scale=a2_scale, expert_map=expert_map, inplace=inplace,
+        )  # fmt: skip
         return routed_grouped_gemm(hidden_states, w1, w2, top_k, out, queue)
     op, given, options = _collect(
         *(hidden_states, w1, w2, topk_weights, topk_ids, activation, swiglu_alpha, swiglu_limit, interleaved, w1_up),
@@ -278,6 +281,20 @@ def fused_moe(
     )
     calls.run(op, given, options, queue)
     return given[6]
+
+
+@functools.cache
+def _parameters() -> inspect.Signature:
+    return inspect.signature(fused_moe)
+
+
+def _check_one_gemm(**options: Any) -> None:
+    """Refuses options of the expert layer in calls with ``top_k``: each has to be what it is by default."""
+    parameters = _parameters().parameters
+    for name, value in options.items():
+        default = parameters[name].default
+        if value is not default and (default is None or value != default):
+            raise ArgumentError(argument=name, got="a value", expected="none: with top_k there is one GEMM alone")
 
 
 def explain(
@@ -294,5 +311,8 @@ def explain(
 
     Compiles and runs nothing. Arguments as for ``fused_moe``; raises ``ArgumentError`` like it.
     """
-    op, given, collected = _collect(hidden_states, w1, w2, topk_weights, topk_ids, **options)
+    bound = _parameters().bind(hidden_states, w1, w2, topk_weights, topk_ids, **options)
+    bound.apply_defaults()
+    own = {name: value for name, value in bound.arguments.items() if name not in ("inplace", "queue", "top_k")}
+    op, given, collected = _collect(**own)
     return calls.explain(op, given, collected, queue)

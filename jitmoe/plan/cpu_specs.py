@@ -87,10 +87,41 @@ class CpuGemmSpec(KernelSpec):
     block_k: int  # elements of K whose sums are scaled together; 0: all
     scale_block_k: int  # elements of K that share a weight scale; 0: all
     input_block_k: int  # elements of K that share an input scale; 0: all
+    weight_on_input: bool
+    weights_dtype: DType  # looked at by the GEMM that multiplies by the routing weight
+    has_bias: bool
+    bias_dtype: DType  # looked at if has_bias
+    few_pairs: bool  # at most FEW_PAIRS: finds the routing itself, and needs no code for many tokens per expert
+    ids_dtype: DType  # looked at if few_pairs, like has_expert_map
+    has_expert_map: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpuGateUpSpec(CpuGemmSpec):
+class CpuFirstGemmSpec(CpuGemmSpec):
+    """What the kernels of the first GEMM have in common."""
+
+    w1_layout: Layout
+    activation: Activation
+    gate_up: GateUp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuSecondGemmSpec(CpuGemmSpec):
+    """What the kernels of the second GEMM have in common."""
+
+    WORK_GROUP_SIZE: ClassVar[int] = 1
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        "in inter, in w2, in w2_bias, in topk_weights, in topk_ids, in expert_map, in sorted_pairs, in groups,"
+        "out sums, out out," + _ROUTING + "int32 hidden_size, int32 intermediate_size, int32 h_block,"
+        "int64 w2_expert_stride, int64 w2_stride, int64 topk_ids_row_stride, int64 topk_weights_row_stride,"
+        "int64 out_row_stride"
+    )
+
+    w2_layout: Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuGateUpSpec(CpuFirstGemmSpec):
     """First GEMM and activation."""
 
     KERNEL: ClassVar[str] = "cpu_gate_up"
@@ -107,17 +138,7 @@ class CpuGateUpSpec(CpuGemmSpec):
     x_by_slot: bool  # prepared rows differ by expert: one per pair instead of one per token
     inter_dtype: DType
     inter_is_rows: bool  # the second GEMM's inputs are made of fp32 rows
-    w1_layout: Layout
     w2_layout: Layout  # decides how the intermediate is laid out
-    activation: Activation
-    gate_up: GateUp
-    has_bias: bool
-    bias_dtype: DType  # looked at if has_bias
-    weight_on_input: bool
-    weights_dtype: DType  # looked at if weight_on_input
-    few_pairs: bool  # at most FEW_PAIRS: finds the routing itself, and needs no code for many tokens per expert
-    ids_dtype: DType  # looked at if few_pairs, like has_expert_map
-    has_expert_map: bool
 
 
 def _scale_arguments(w: str) -> tuple[Argument, ...]:
@@ -140,26 +161,10 @@ class CpuQuantGateUpSpec(CpuGateUpSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpuDownSpec(CpuGemmSpec):
+class CpuDownSpec(CpuSecondGemmSpec):
     """Second GEMM, routing weights and the sum over experts."""
 
     KERNEL: ClassVar[str] = "cpu_down"
-    WORK_GROUP_SIZE: ClassVar[int] = 1
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        "in inter, in w2, in w2_bias, in topk_weights, in topk_ids, in expert_map, in sorted_pairs, in groups,"
-        "out sums, out out," + _ROUTING + "int32 hidden_size, int32 intermediate_size, int32 h_block,"
-        "int64 w2_expert_stride, int64 w2_stride, int64 topk_ids_row_stride, int64 topk_weights_row_stride,"
-        "int64 out_row_stride"
-    )
-
-    w2_layout: Layout
-    weights_dtype: DType  # looked at unless weight_on_input
-    weight_on_input: bool
-    has_bias: bool
-    bias_dtype: DType  # looked at if has_bias
-    few_pairs: bool
-    ids_dtype: DType
-    has_expert_map: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +175,7 @@ class CpuQuantDownSpec(CpuDownSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpuGateUpAmxSpec(CpuGemmSpec):
+class CpuGateUpAmxSpec(CpuFirstGemmSpec):
     """First GEMM and activation with AMX tiles; inputs and dtype are bf16."""
 
     KERNEL: ClassVar[str] = "cpu_gate_up_amx"
@@ -184,17 +189,6 @@ class CpuGateUpAmxSpec(CpuGemmSpec):
         "int64 topk_weights_row_stride, float32 swiglu_alpha, float32 swiglu_limit"
     )
 
-    w1_layout: Layout
-    activation: Activation
-    gate_up: GateUp
-    has_bias: bool
-    bias_dtype: DType  # looked at if has_bias
-    weight_on_input: bool
-    weights_dtype: DType  # looked at if weight_on_input
-    few_pairs: bool
-    ids_dtype: DType
-    has_expert_map: bool
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuQuantGateUpAmxSpec(CpuGateUpAmxSpec):
@@ -204,21 +198,10 @@ class CpuQuantGateUpAmxSpec(CpuGateUpAmxSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpuDownAmxSpec(CpuGemmSpec):
+class CpuDownAmxSpec(CpuSecondGemmSpec):
     """Second GEMM, routing weights and the sum over experts with AMX tiles; inputs and dtype are bf16."""
 
     KERNEL: ClassVar[str] = "cpu_down_amx"
-    WORK_GROUP_SIZE: ClassVar[int] = 1
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownSpec.ARGUMENTS
-
-    w2_layout: Layout
-    weights_dtype: DType  # looked at unless weight_on_input
-    weight_on_input: bool
-    has_bias: bool
-    bias_dtype: DType  # looked at if has_bias
-    few_pairs: bool
-    ids_dtype: DType
-    has_expert_map: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,15 @@ def test_router_logits_feed_the_experts(routing, m):
     moe.check(result, call.changed(topk_weights=weights, topk_ids=ids))
 
 
+def test_logits_may_be_any_dlpack_object():
+    call = moe.make(7, e=6)
+    logits = torch.randn(7, 6, generator=torch.Generator().manual_seed(7))
+    arguments = {"routing": jitmoe.Routing(top_k=2)}
+    tensors = (call.hidden_states, call.w1, call.w2)
+    result = jitmoe.fused_moe(*tensors, router_logits=logits.numpy(), **arguments)
+    assert torch.equal(result, jitmoe.fused_moe(*tensors, router_logits=logits, **arguments))
+
+
 def test_shared_experts_of_a_router_are_the_last_ones():
     call = moe.make(9, e=6)
     routing = jitmoe.Routing(top_k=2, num_shared_experts=2, shared_expert_weight=0.5)
