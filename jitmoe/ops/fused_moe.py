@@ -199,7 +199,7 @@ def fused_moe(
 ) -> Any:
     """Returns y[t] = sum_j topk_weights[t, j] * (act(x[t] Wgate^T) * (x[t] Wup^T)) Wdown^T of expert topk_ids[t, j].
 
-    The first call of a kind compiles its kernels (about 0.2 s each) and stores them in the cache; later calls, also
+    The first call of a kind compiles its kernels (0.2 to 0.5 s each) and stores them in the cache; later calls, also
     of other processes, find them there. Accumulation is in float32; the activation's result is rounded once to the
     tensors' dtype, and so is the sum over experts. The same call gives the same bits every time.
 
