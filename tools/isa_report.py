@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from jitmoe.builder import compile_request
-from jitmoe.compilers.base import PACKAGE_PLACEHOLDER, CompileRequest, HeaderPackage
+from jitmoe.compilers.base import PACKAGE_PLACEHOLDER, Artifact, CompileRequest, HeaderPackage
 from jitmoe.compilers.ocloc import NativeKernel, Ocloc, find_ocloc
 from jitmoe.compilers.sycl_jit import SyclJit, find_sycl_jit
 from jitmoe.compilers.sycl_tla import COPY_HEADER, find_sycl_tla
@@ -88,6 +89,7 @@ inline void barrier_wait(SPIRVScope, int = 0) { asm volatile("sbarrier.wait"); }
 }
 """
 
+T = TypeVar("T")
 CUTE_ACTIVATIONS = (Activation.SILU, Activation.GELU)  # of CuTe's kernels, whose epilogues are those of ours
 
 _NOT_CODE = ("//", ".")
@@ -449,29 +451,33 @@ def specs_for(arch: str, problems: Iterable[MoEProblem], *, cute: bool = False) 
 
 
 def report(arches: Iterable[str], sycl: SyclJit, ocloc: Ocloc, *, jobs: int, dtypes: set[str], cute: bool) -> list[Row]:
-    """Returns a row per kernel and GPU; ``jobs`` ocloc processes at once, progress on stderr."""
+    """Returns a row per kernel and GPU; ``jobs`` compilations at once, progress on stderr."""
     users: dict[XeSpec, list[str]] = {}
     for arch in arches:
         problems = [p for p in representative_problems(arch) if p.dtype.value in dtypes]
         for spec in (*specs_for(arch, problems, cute=cute), *around_specs(arch)):
             users.setdefault(spec, []).append(arch)
-    images = {}
-    for number, spec in enumerate(users, 1):
-        # One at a time, so that the times mean something.
-        images[spec] = sycl.compile(compile_request(spec, arch=""), build_key="", timeout_s=300)
-        print(f"\r{number}/{len(users)} kernels to SPIR-V", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+
+    def translate(spec: XeSpec) -> Artifact:
+        return sycl.compile(compile_request(spec, arch=""), build_key="", timeout_s=300)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        images = dict(zip(users, _progress(pool.map(translate, users), len(users), "SPIR-V"), strict=True))
 
     def work(spec: XeSpec) -> list[Row]:
         return [measure(spec, arch, images[spec].image, images[spec].seconds, ocloc) for arch in users[spec]]
 
-    total, rows = sum(map(len, users.values())), list[Row]()
     with ThreadPoolExecutor(jobs) as pool:
-        for result in pool.map(work, users):
-            rows += result
-            print(f"\r{len(rows)}/{total} kernels to machine code", end="", file=sys.stderr, flush=True)
+        found = _progress(pool.map(work, users), len(users), "machine code")
+        return [row for rows in found for row in rows]
+
+
+def _progress(results: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Yields the results; says on stderr how many of ``total`` there are."""
+    for number, result in enumerate(results, 1):
+        print(f"\r{number}/{total} kernels to {what}", end="", file=sys.stderr, flush=True)
+        yield result
     print(file=sys.stderr)
-    return rows
 
 
 def as_table(rows: Iterable[Row]) -> str:
@@ -526,8 +532,8 @@ Objections (spills, private memory, stack calls, retried compilations): {problem
 Columns: configuration = tokens x (columns + columns) per sub-group, sub-groups along M x N x K slices, weight layout,
 how weights / tokens are read; loop = instructions of the innermost loop with dpas, for one K step of 32 (64 of 4-bit
 codes; scale blocks that are longer end outside of it); share = dpas per instruction; ld, pf = load and prefetch
-messages; bar = barrier waits; SYCL s = seconds from source to SPIR-V, one kernel at a time; ocloc s = seconds to
-machine code, several at once on a busy machine. On dg2 and arl-h ocloc adds dpas
+messages; bar = barrier waits; SYCL s = seconds from source to SPIR-V; ocloc s = seconds to machine
+code; as many at once as there are cores. On dg2 and arl-h ocloc adds dpas
 without an operand (a workaround), so loops there show more than their 8, 16 or 32.
 
 ## Prefill tile beside sycl-tla's MoE GEMM
