@@ -210,7 +210,7 @@ class Limits:
     READ_WAYS = ((1, 0), (4, 0), (16, 0), (4, 1024))  # (streams, bytes asked for ahead)
     DOT_GROUPS = 64
     # Of one step of cpu_probe_dot.hpp: 12 registers, or 4 products of tiles (16 x 16 x 32).
-    DOT_STEPS, DOT_CHAINS = 20000, 12
+    DOT_STEPS, DOT_CHAINS = 200_000, 12  # some 10 ms: a launch takes 0.2-0.3 ms
     TILE_STEPS, TILE_OPERATIONS = 40000, 4 * 2 * 16 * 16 * 32
 
     def __init__(self, dtype: str, isa: CpuIsa) -> None:

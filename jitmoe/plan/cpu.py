@@ -44,7 +44,7 @@ AMX_ITEMS_PER_CORE_OF_FEW = 16  # up to AMX_FEW_TOKENS: a work-item left over at
 AMX_FEW_TOKENS = 64
 # One token of less weights than this is not worth setting up tiles: 50 instead of 75 us for 384 KiB (2 cores with AMX).
 AMX_MIN_BYTES = 1 << 20
-MAX_QUAD_BLOCK_K = 512  # kPanelUnits quads: sums of int8 products are corrected chunk by chunk
+MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
 # What constants that nobody looks at are: one binary for all.
 _NO_FORMAT = WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=0, block_k=0)
 ROW_STEP = 64  # prepared rows are a multiple of this many elements apart

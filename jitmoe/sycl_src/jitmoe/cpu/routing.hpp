@@ -9,7 +9,7 @@
 // The intermediate (rounded to the activation dtype) of a block is kept in units (simd.hpp), inter_units(I) per token,
 // and starts at unit (group.slot + tokens of the blocks before) * inter_units:
 //
-//   panel   [units][padded tokens]   W2 [N][K] and the lanes form follows
+//   panel   Panel of cpu/tiles.hpp   W2 [N][K] and the lanes form follows
 //   rows    [tokens][inter_units]    otherwise; a row of bf16 pairs is a plain bf16 row
 #pragma once
 
@@ -40,9 +40,11 @@ constexpr int kRowsFormTail = 8;
 
 // Tokens of the next block of a group that has `left` tokens left.
 inline int block_tokens(int left) {
-  if (left >= kMaxBlockTokens) return kMaxBlockTokens;
+  if (left >= 2 * kMaxBlockTokens) return kMaxBlockTokens;
   const int tail = left % kSlotGranule;
-  return left > 2 * kSlotGranule && tail <= kRowsFormTokens ? left - tail : left;
+  const int whole = left > 2 * kSlotGranule && tail <= kRowsFormTail ? left - tail : left;
+  if (whole <= kMaxBlockTokens) return whole;
+  return int(align_up(ceil_div(whole, 2), kSlotGranule));  // 80 are 48 and 32: one vector of 16 multiplies slowly
 }
 
 template <class Config, Layout w_layout> inline bool uses_lanes_form(int tokens) {

@@ -3,8 +3,8 @@
 //
 //   rows form    few tokens, W [N][K] (k dense): lanes run along K, so each weight is read once, in storage order, at
 //                memory speed; lanes are summed at the end.
-//   lanes form   many tokens, W [N][K]: a lane is a token. The tokens are packed as panel[unit][token]; a weight unit
-//                is one dword of the untouched tensor, broadcast. So weights are never repacked.
+//   lanes form   many tokens, W [N][K]: a lane is a token. The tokens are packed in panels (Panel); a weight unit is one
+//                dword of the untouched tensor, broadcast. So weights are never repacked.
 //   columns form W [K][N] (n dense): lanes run along N, token units are broadcast.
 //
 // Rows and lanes form take weights of any format (codes.hpp) and work block by block of K where blocks have scales
@@ -16,6 +16,7 @@
 // Letters: t token of the block, n weight row, k element of K, u unit of K (see simd.hpp), P padded tokens.
 #pragma once
 
+#include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scales.hpp>
 
 namespace jitmoe::cpu {
@@ -29,6 +30,21 @@ template <class S, bool blocked = false> struct TileShape {
   static constexpr int rows_form_shared_rows = rows_form_rows / (blocked ? 2 : 1);  // sums of blocks need registers too
   static constexpr int columns_form_tokens = 6;
   static constexpr int columns_form_vectors = 2;
+};
+
+// Tokens of one block as the lanes form reads them: panel[part][unit][token of the part]. A part has as many tokens as a
+// tile of sums has room for, so that a tile reads a dense piece; all parts of a block have the same width.
+template <class S> struct Panel {
+  static int width(int padded) {
+    constexpr int tile = TileShape<S>::lanes_form_vectors * S::lanes;
+    static_assert(kSlotGranule % tile == 0 || tile >= kMaxBlockTokens, "parts have the same width");
+    return padded < tile ? padded : tile;
+  }
+  // Where unit u of token t is if the panel has `units` units per token.
+  static int64 at(int padded, int64 units, int t, int64 u) {
+    const int w = width(padded);
+    return t / w * w * units + u * w + t % w;
+  }
 };
 
 // Weights that are needed next, asked for in storage order while others are multiplied. Rows of row_bytes.
@@ -203,16 +219,50 @@ inline void rows_form(const uint8* const (&w)[num_matrices], int64 w_stride, int
   }
 }
 
-// lanes form: c[n * c_stride + t] (+)= sum over u of panel[u][t] * w[n][u] for NR rows and TV vectors of tokens, times the
+// Token elements that the next chunk of the lanes form will read: `num_bytes` from each of `num_rows` addresses. They are
+// asked for a few cache lines at a time while this chunk is multiplied.
+struct SoonTokens {
+  const uint8* const* rows = nullptr;
+  int64 column = 0;
+  int64 num_bytes = 0;
+  int num_rows = 0;
+  int lines_at_once = 0;
+  int row = 0;
+  int64 at = 0;
+
+  SoonTokens() = default;
+  // `times` is how often fetch() will be called.
+  SoonTokens(const uint8* const* rows, int num_rows, int64 column, int64 num_bytes, int64 times)
+      : rows(rows),
+        column(column),
+        num_bytes(num_bytes),
+        num_rows(num_rows),
+        lines_at_once(int(ceil_div(num_rows * ceil_div(num_bytes, 64), times))) {}
+
+  void fetch() {
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < lines_at_once && row < num_rows; ++i) {
+      prefetch(rows[row] + column + at);
+      at += 64;
+      if (at >= num_bytes) {
+        at = 0;
+        ++row;
+      }
+    }
+  }
+};
+
+// lanes form: c[n * c_stride + t] (+)= sum over u of part[u][t] * w[n][u] for NR rows and TV vectors of tokens, times the
 // scales if `scaled`. Rows are addressed by bytes: those of an odd K are only 2-byte aligned. Weights `ahead` bytes
 // further are prefetched.
 template <class S, bool scaled, int NR, int TV>
-inline void lanes_tile(const uint32* panel, int panel_stride, const uint8* const (&w)[NR], int64 ahead,
-                       int64 num_units, LanesScales scales, float* c, int c_stride, bool accumulate) {
+inline void lanes_tile(const uint32* part, const uint8* const (&w)[NR], int64 ahead, int64 num_units,
+                       SoonTokens& soon, LanesScales scales, float* c, int c_stride, bool accumulate) {
   using floats = typename S::floats;
   using sums = typename S::sums;
   using units = typename S::units;
   constexpr int kLineUnits = 16;
+  constexpr int kUnroll = 4;
   sums acc[NR][TV];
 #pragma unroll
   for (int n = 0; n < NR; ++n)
@@ -222,27 +272,37 @@ inline void lanes_tile(const uint32* panel, int panel_stride, const uint8* const
       else if constexpr (scaled) acc[n][v] = sums(0);
       else acc[n][v] = accumulate ? load<floats>(c + n * c_stride + v * S::lanes) : floats(0.0f);
     }
-  for (int64 u = 0; u < num_units;) {
+  const auto multiply = [&](int64 u) {
+    units tokens[TV];
+#pragma unroll
+    for (int v = 0; v < TV; ++v) tokens[v] = load<units>(part + (u * TV + v) * S::lanes);
+#pragma unroll
+    for (int n = 0; n < NR; ++n) {
+      const units weight = units(load<uint32>(w[n] + u * 4));
+#pragma unroll
+      for (int v = 0; v < TV; ++v) {
+        if constexpr (S::quads) dot_int8(acc[n][v], weight, tokens[v]);
+        else S::accumulate(acc[n][v], tokens[v], weight);
+      }
+    }
+  };
+  int64 u = 0;
+  while (u + kLineUnits <= num_units) {
     if (ahead != 0)
 #pragma unroll
       for (int n = 0; n < NR; ++n) prefetch(w[n] + u * 4 + ahead);
-    const int64 line_end = u + kLineUnits < num_units ? u + kLineUnits : num_units;
+    soon.fetch();
+    const int64 line_end = u + kLineUnits;
 #pragma clang loop unroll(disable)
-    for (; u < line_end; ++u) {
-      units tokens[TV];
+    for (; u < line_end; u += kUnroll)
 #pragma unroll
-      for (int v = 0; v < TV; ++v) tokens[v] = load<units>(panel + u * panel_stride + v * S::lanes);
-#pragma unroll
-      for (int n = 0; n < NR; ++n) {
-        const units weight = units(load<uint32>(w[n] + u * 4));
-#pragma unroll
-        for (int v = 0; v < TV; ++v) {
-          if constexpr (S::quads) dot_int8(acc[n][v], weight, tokens[v]);
-          else S::accumulate(acc[n][v], tokens[v], weight);
-        }
-      }
-    }
+      for (int i = 0; i < kUnroll; ++i) multiply(u + i);
   }
+  if (u < num_units && ahead != 0)
+#pragma unroll
+    for (int n = 0; n < NR; ++n) prefetch(w[n] + u * 4 + ahead);
+#pragma clang loop unroll(disable)
+  for (; u < num_units; ++u) multiply(u);
 #pragma unroll
   for (int v = 0; v < TV; ++v) {
     const floats token_scale = scaled && scales.tokens ? load<floats>(scales.tokens + v * S::lanes) : floats(1.0f);
@@ -272,17 +332,25 @@ template <class S> inline int32 sum_bytes(const uint8* from, int64 num_units) {
   return sum;
 }
 
-// One group of NR weight rows against all token vectors of the panel. padded is a multiple of two vectors.
+// How often lanes_form asks for `soon` tokens.
+template <class S> inline int64 lanes_fetches(int num_n, int padded, int64 num_units) {
+  using Shape = TileShape<S>;
+  const int64 tiles = ceil_div(num_n, Shape::lanes_form_rows) * ceil_div(padded, Shape::lanes_form_vectors * S::lanes);
+  return tiles * ceil_div(num_units, 16);
+}
+
+// One group of NR weight rows against all parts of the panel.
 template <class S, bool scaled, int NR>
-inline void lanes_group(const uint32* panel, int padded, const uint8* const (&w)[NR], int64 ahead, int64 num_units,
-                        const LanesScales& scales, float* c, int c_stride, bool accumulate) {
+inline void lanes_group(const uint32* panel, int64 panel_units, int padded, const uint8* const (&w)[NR], int64 ahead,
+                        int64 num_units, SoonTokens& soon, const LanesScales& scales, float* c, int c_stride, bool accumulate) {
   constexpr int TV = TileShape<S>::lanes_form_vectors;
   int t = 0;
   while (t < padded) {
     const auto pass = [&](auto vectors) {
       constexpr int V = decltype(vectors)::value;
       const LanesScales here{scales.rows, scales.tokens ? scales.tokens + t : nullptr, scales.corrections};
-      lanes_tile<S, scaled, NR, V>(panel + t, padded, w, ahead, num_units, here, c + t, c_stride, accumulate);
+      lanes_tile<S, scaled, NR, V>(panel + Panel<S>::at(padded, panel_units, t, 0), w, ahead, num_units, soon, here, c + t,
+                                   c_stride, accumulate);
       t += V * S::lanes;
     };
     const int left = (padded - t) / S::lanes;
@@ -299,15 +367,17 @@ inline void lanes_group(const uint32* panel, int padded, const uint8* const (&w)
   }
 }
 
-// lanes form over num_n weight rows and units [u0, u0 + num_units) of K, whose panel is given: c[n * c_stride + t].
+// lanes form over num_n weight rows and units [u0, u0 + num_units) of K: c[n * c_stride + t]. `panel` begins with unit u0
+// and has panel_units units per token.
 // Computes whole groups of rows: c has room for num_n rounded up to lanes_form_rows, and what lies past num_n is
-// junk. `after` is the address of the weights that are needed next. `staged` has room for lanes_form_rows *
-// (num_units rounded up to lanes) units: weights go through it where they need conversion, and where K is odd and the
-// last unit is not all in memory. With blocks, the units belong to one of them.
+// junk. `after` is the address of the weights that are needed next, `soon` are tokens. `staged` has room for
+// lanes_form_rows * (num_units rounded up to lanes) units: weights go through it where they need conversion, and where K
+// is odd and the last unit is not all in memory. With blocks, the units belong to one of them.
 template <class W, class B>
 [[gnu::noinline]] void lanes_form(const uint8* w, int64 w_stride, int num_n, const B& blocks, const uint32* panel,
-                                  int padded, int64 k, int64 u0, int64 num_units, const void* after,
-                                  LanesScales scales, float* c, int c_stride, uint32* staged) {
+                                  int64 panel_units, int padded, int64 k, int64 u0, int64 num_units,
+                                  const void* after, SoonTokens& soon, LanesScales scales, float* c, int c_stride,
+                                  uint32* staged) {
   using S = typename W::S;
   constexpr int NR = TileShape<S>::lanes_form_rows;
   const bool in_place = (W::direct || S::quads) && (u0 + num_units) * S::k_per_unit <= k;
@@ -330,8 +400,23 @@ template <class W, class B>
     if (!in_place) {
 #pragma clang loop unroll(disable)
       for (int n = 0; n < NR; ++n) {
+        int64 u = 0;
+        if constexpr (W::bits >= 16) {  // quick to convert: the loop would take as long
+          constexpr int together = 4;
+          constexpr int bytes = together * W::step_bytes;
+          const int64 whole = last / bytes * together * S::lanes;
 #pragma clang loop unroll(disable)
-        for (int64 u = 0; u < num_units; u += S::lanes) {
+          for (; u + together * S::lanes <= num_units && u < whole; u += together * S::lanes) {
+            const uint8* from = units[n] + u / S::lanes * W::step_bytes;
+#pragma unroll
+            for (int i = 0; i < bytes; i += 64) prefetch(from + ahead + i);
+#pragma unroll
+            for (int i = 0; i < together; ++i)
+              store(staged + n * stage_stride + u + i * S::lanes, W::load(from + i * W::step_bytes, zeros[n]));
+          }
+        }
+#pragma clang loop unroll(disable)
+        for (; u < num_units; u += S::lanes) {
           const int64 at = u / S::lanes * W::step_bytes;
           const uint8* from = units[n] + at;
           uint8 tail[W::step_bytes];
@@ -353,15 +438,17 @@ template <class W, class B>
       for (int n = 0; n < NR; ++n) corrections[n] = -128 * sum_bytes<S>(units[n], num_units);
       scales.corrections = corrections;
     }
-    lanes_group<S, B::block_k != 0, NR>(panel, padded, units, in_place ? ahead : 0, num_units, scales,
+    lanes_group<S, B::block_k != 0, NR>(panel, panel_units, padded, units, in_place ? ahead : 0, num_units, soon, scales,
                                         c + n0 * c_stride, c_stride, u0 > 0);
   }
 }
 
-// panel[u - u0][t] = unit u of token t for u in [u0, u0 + num_units), t < padded; `tokens` has `padded` entries.
-// The panel has room for num_units rounded up to lanes. Byte is any type: tokens are rows of S's elements.
+// Packs units [u0, u0 + num_units) of the `padded` tokens into the panel, which begins with unit u0, has panel_units units
+// per token (no matter if all tokens are one part) and room for num_units rounded up to lanes. Byte is any type: tokens
+// are rows of S's elements.
 template <class S, class Byte>
-inline void pack_panel(const Byte* const* tokens, int padded, int64 k, int64 u0, int64 num_units, uint32* panel) {
+inline void pack_panel(const Byte* const* tokens, int padded, int64 k, int64 u0, int64 num_units, uint32* panel,
+                       int64 panel_units = 0) {
   constexpr int step = S::step;
   typename S::element tails[S::lanes][step];
   for (int t0 = 0; t0 < padded; t0 += S::lanes)
@@ -379,7 +466,7 @@ inline void pack_panel(const Byte* const* tokens, int padded, int64 k, int64 u0,
 #pragma unroll
         for (int i = 0; i < S::lanes; ++i) block[i] ^= 0x80808080u;  // int8 + 128: the unsigned side of a product
 #pragma unroll
-      for (int i = 0; i < S::lanes; ++i) store(panel + (u + i) * padded + t0, block[i]);
+      for (int i = 0; i < S::lanes; ++i) store(panel + Panel<S>::at(padded, panel_units, t0, u + i), block[i]);
     }
 }
 

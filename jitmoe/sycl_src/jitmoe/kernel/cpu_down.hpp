@@ -82,7 +82,7 @@ namespace down {
 using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 
 constexpr int kMaxColumns = 192;  // plan/cpu.py names the same number
-constexpr int kPanelUnits = 128;  // units of K between two visits of the result tile: 32 KiB of panel
+constexpr int kPanelUnits = 512;  // units of K between two visits of the result tile: 128 KiB of panel
 
 struct Scratch {
   float tile[kMaxColumns * kMaxBlockTokens];
@@ -185,17 +185,36 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
         if constexpr (!Config::few_pairs && Config::w2_layout == Layout::nk) {
           for (int64 u0 = 0; u0 < num_units;) {
             const int64 units = chunk_units<X, B>(u0, num_units, kPanelUnits);
-            const uint32* panel = inter + u0 * padded;
+            const int width = Panel<X>::width(padded);
+            const uint32* panel = inter + u0 * width;
+            int64 panel_units = units_per_token;
             LanesScales lanes_scales;
+            // Next is more of this block's panel, or the beginning of the next block's.
+            SoonTokens soon;
+            const uint8* parts[kMaxBlockTokens];
             if constexpr (Config::x_prepared) {
-              pack_panel<X>(rows, padded, inner, u0, units, s->panel);
+              pack_panel<X>(rows, padded, inner, u0, units, s->panel, kPanelUnits);
               panel = s->panel;
+              panel_units = kPanelUnits;
+            } else {
+              const bool is_last = u0 + units == num_units;
+              const Group& soon_group = routing.groups[is_last ? next : group_idx];
+              const int soon_done = next == group_idx ? done : 0;
+              const int soon_padded = is_last ? padded_tokens(block_tokens(soon_group.tokens - soon_done)) : padded;
+              const int soon_width = Panel<X>::width(soon_padded);
+              const uint32* at = is_last ? static_cast<const uint32*>(args.inter) +
+                                               (soon_group.slot + soon_done) * units_per_token
+                                         : inter + (u0 + units) * width;
+              int num_parts = 0;
+              for (int t = 0; t < soon_padded; t += soon_width)
+                parts[num_parts++] = reinterpret_cast<const uint8*>(at + t * units_per_token);
+              soon = SoonTokens(parts, num_parts, 0, 4 * soon_width * units, lanes_fetches<X>(columns, padded, units));
             }
             if constexpr (B::input_blocks)
               lanes_scales = gather_scales<B>(scales, padded, u0 * X::k_per_unit / B::block_k, s->block_scales);
             const uint8* after = u0 + units < num_units ? w + (u0 + units) * X::k_per_unit * G::bits / 8 : w_next;
-            lanes_form<typename G::template Weights<X>>(w, w_stride, columns, blocks[0], panel, padded, inner, u0, units,
-                                                        after, lanes_scales, s->tile, padded, s->staged);
+            lanes_form<typename G::template Weights<X>>(w, w_stride, columns, blocks[0], panel, panel_units, padded, inner,
+                                                        u0, units, after, soon, lanes_scales, s->tile, padded, s->staged);
             u0 += units;
           }
           if constexpr (is_affine) epilogue::affine_rows<S>(s->affine, 0, columns, 0, padded, s->tile);

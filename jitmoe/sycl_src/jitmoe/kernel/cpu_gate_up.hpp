@@ -87,7 +87,7 @@ namespace gate_up {
 using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 
 constexpr int kMaxRows = 96;      // per range; plan/cpu.py names the same number
-constexpr int kPanelUnits = 128;  // units of K packed at a time: 32 KiB, two thirds of an L1 cache
+constexpr int kPanelUnits = 512;  // units of K packed at a time: 128 KiB, streamed from the L2 cache
 
 struct Scratch {
   float tiles[2][kMaxRows * kMaxBlockTokens];  // gate and up; one tile of twice the rows if they are interleaved
@@ -137,8 +137,9 @@ inline void activate_tile(float (&tiles)[2][kMaxRows * kMaxBlockTokens], bool la
   }
 }
 
-// Stores tile[i][padded] as panel[unit][padded]; the last unit of an odd number of rows ends in zero.
-template <class S> inline void store_panel(const float* tile, int rows, int padded, uint32* panel) {
+// Stores tile[i][padded] as units first_unit.. of a panel; the last unit of an odd number of rows ends in zero.
+template <class S>
+inline void store_panel(const float* tile, int rows, int padded, uint32* panel, int64 panel_units, int64 first_unit) {
   for (int i = 0; i < rows; i += S::k_per_unit)
     for (int t = 0; t < padded; t += S::lanes) {
       const auto value = load<typename S::floats>(tile + i * padded + t);
@@ -149,7 +150,7 @@ template <class S> inline void store_panel(const float* tile, int rows, int padd
       } else {
         unit = bit_cast<typename S::units>(round_to<S::dtype, S::lanes>(value));
       }
-      store(panel + i / S::k_per_unit * padded + t, unit);
+      store(panel + Panel<S>::at(padded, panel_units, t, first_unit + i / S::k_per_unit), unit);
     }
 }
 
@@ -239,6 +240,15 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
   const int64 units_per_token = inter_units<S>(args.intermediate_size);
   const int32 first_unit = i0 / S::k_per_unit;
 
+  const auto row_of = [&](int32 at) {  // of the group's input rows
+    const int64 token = routing.pairs[group.first + at] / args.top_k;
+    if constexpr (Config::x_prepared)
+      return static_cast<const uint8*>(args.x_rows) +
+             (Config::x_by_slot ? group.slot + at : token) * args.x_rows_stride * num_bytes(Config::x_dtype);
+    else
+      return static_cast<const uint8*>(args.hidden_states) + token * args.x_row_stride * num_bytes(Config::dtype);
+  };
+
   for (int32 done = 0; done < group.tokens;) {
     const int num_tokens = block_tokens(group.tokens - done);
     const int padded = padded_tokens(num_tokens);
@@ -252,13 +262,11 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
       const int32 pair = pairs[t_there];
       const int64 token = pair / args.top_k;
       float scale = 1.0f;
+      tokens[t] = row_of(done + t_there);
       if constexpr (Config::x_prepared) {
         const int64 row = Config::x_by_slot ? group.slot + done + t_there : token;
-        tokens[t] = static_cast<const uint8*>(args.x_rows) + row * args.x_rows_stride * num_bytes(Config::x_dtype);
         scales[t] = token_scales<B>({args.x_scale, args.x_correction}, row, hidden);
         if constexpr (scales_tokens) scale = static_cast<const float*>(args.x_scale)[row];
-      } else {
-        tokens[t] = static_cast<const uint8*>(args.hidden_states) + token * args.x_row_stride * num_bytes(Config::dtype);
       }
       if constexpr (Config::weight_on_input)
         scale *= to_float<Config::weights_dtype>(
@@ -282,13 +290,23 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
             LanesScales lanes_scales;
             if constexpr (B::input_blocks)
               lanes_scales = gather_scales<B>(scales, padded, u0 * X::k_per_unit / B::block_k, s->block_scales);
-            pack_panel<X>(tokens, padded, hidden, u0, units, s->panel);
+            pack_panel<X>(tokens, padded, hidden, u0, units, s->panel, kPanelUnits);
+            // Next are the same tokens, or the next block; the next work-item begins with the first one again.
+            const bool is_last = u0 + units == num_units;
+            const int32 from = done + num_tokens < group.tokens ? done + num_tokens : 0;
+            const int num_soon = is_last ? block_tokens(group.tokens - from) : num_tokens;
+            const uint8* next_tokens[kMaxBlockTokens];
+            if (is_last)
+              for (int t = 0; t < num_soon; ++t) next_tokens[t] = row_of(from + t);
+            constexpr int64 unit_bytes = X::k_per_unit * num_bytes(Config::x_dtype);
+            SoonTokens soon(is_last ? next_tokens : tokens, num_soon, is_last ? 0 : (u0 + units) * unit_bytes,
+                            units * unit_bytes, H::matrices * lanes_fetches<X>(matrix_rows, padded, units));
             for (int m = 0; m < H::matrices; ++m) {
               const uint8* after = m + 1 < H::matrices      ? matrices[m + 1] + u0 * X::k_per_unit * G::bits / 8
                                    : u0 + units < num_units ? matrices[0] + (u0 + units) * X::k_per_unit * G::bits / 8
                                                             : matrices[0] + matrix_rows * w_stride;
-              lanes_form<typename G::template Weights<X>>(matrices[m], w_stride, matrix_rows, blocks[m], s->panel, padded,
-                                                          hidden, u0, units, after, lanes_scales, tiles[m], padded,
+              lanes_form<typename G::template Weights<X>>(matrices[m], w_stride, matrix_rows, blocks[m], s->panel, kPanelUnits,
+                                                          padded, hidden, u0, units, after, soon, lanes_scales, tiles[m], padded,
                                                           s->staged);
             }
             u0 += units;
@@ -322,7 +340,7 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
         tile = s->tiles[1];
       }
     }
-    if (wants_panel) store_panel<S>(tile, rows, padded, inter + first_unit * padded);
+    if (wants_panel) store_panel<S>(tile, rows, padded, inter, units_per_token, first_unit);
     else store_rows<S>(tile, num_tokens, rows, row_stride, inter + first_unit, units_per_token);
     done += num_tokens;
   }

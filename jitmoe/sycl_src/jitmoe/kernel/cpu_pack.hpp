@@ -76,7 +76,7 @@ template <class Config> inline void cpu_pack(const CpuPackArgs& args) {
     bool wants_panel = Config::tiles;
     if constexpr (!Config::tiles) wants_panel = uses_lanes_form<Config, Config::w2_layout>(num_tokens);
     if (wants_panel) {
-      pack_panel<S>(tokens, padded, inner, u0, units, inter + u0 * padded);
+      pack_panel<S>(tokens, padded, inner, u0, units, inter + u0 * Panel<S>::width(padded), units_per_token);
     } else {
       for (int t = 0; t < num_tokens; ++t)
 #pragma clang loop unroll(disable)
