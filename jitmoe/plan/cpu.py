@@ -438,7 +438,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
             Buffer("cursors", 4 * problem.num_experts),
             Buffer("sorted_pairs", 4 * problem.num_pairs),
             Buffer("groups", GROUP_BYTES * (1 + groups)),
-            Buffer("panels", gate_up_items * choice.block_tokens * _panel_row_bytes(problem)),
+            Buffer("panels", 2 * gate_up_items * choice.block_tokens * _panel_row_bytes(problem)),
             Buffer("inter", slots * inter_row_bytes),
             *_row_buffers("x", choice.x_rows, num_x_rows, problem.hidden_size),
             *_row_buffers("y", choice.y_rows, slots, problem.intermediate_size),

@@ -7,7 +7,8 @@
 //   C   sums[token tile][2][16 rows][16 tokens], fp32
 //
 // Weights come from memory in pieces of 32 rows x kPieceK elements. While one is multiplied the next is asked for,
-// evenly spread over the multiplications. A weight format that needs conversion is a TileWeights struct of its own.
+// evenly spread over the multiplications; `beside()` is called after each multiplication (beside.hpp). A weight format
+// that needs conversion is a TileWeights struct of its own.
 //
 // Letters: n weight row, t token, k element of K.
 #pragma once
@@ -21,6 +22,7 @@ namespace jitmoe::cpu {
 constexpr int kMaxTiles = 16;     // token tiles of one call; plan/cpu.py names the same number
 constexpr int64 kPieceK = 2048;   // 4 KiB per row: long enough for the memory, short enough for the L2 cache
 constexpr int64 kStagedK = 512;   // 32 KiB of staged weights
+constexpr int kTogether = 8;      // multiplications of one loop; a mispredicted end before tiles are stored costs 500 cycles
 
 // Two groups of 16 weight rows of one expert. Rows past num_rows do not exist and count as zero.
 template <class Element> struct WeightRows {
@@ -121,10 +123,14 @@ template <class S> struct TileWeights<S, Layout::kn> {
   }
 };
 
+// How often amx_form multiplies, at least.
+inline int64 multiplications(int num_tiles, int64 k) { return ceil_div(num_tiles, 3) * ceil_div(k, amx::kStep); }
+
 // C = W X^T, see above. `next` are the rows that are needed after these, if any.
-template <class W>
+template <class W, class Beside>
 [[gnu::noinline]] void amx_form(const typename W::Rows& w, const typename W::Rows* next, const uint32* x,
-                                int64 tile_units, int num_tiles, int64 k, float* sums, uint16* staged) {
+                                int64 tile_units, int num_tiles, int64 k, float* sums, uint16* staged,
+                                const Beside& beside) {
   const bool in_place = W::in_place && w.num_rows[0] == amx::kRows && w.num_rows[1] == amx::kRows;
   const int passes = int(ceil_div(num_tiles, 3));
   const int64 most = in_place ? kPieceK : kStagedK;
@@ -154,12 +160,16 @@ template <class W>
         const auto* a0 = (const uint8*)w0;
         const auto* a1 = (const uint8*)w1;
         const uint32* b = tokens + from * (amx::kTokens / 2);
+        for (int64 left = steps; left > 0; left -= kTogether) {  // short loops, whose ends branch prediction knows
+          const int together = left < kTogether ? int(left) : kTogether;
 #pragma clang loop unroll(disable)
-        for (int64 step = 0; step < steps; ++step) {
-          amx::multiply<num_x>(a0, a1, 2 * stride, b, tile_units);
-          lines.fetch(lines_per_step);
-          a0 += 2 * amx::kStep, a1 += 2 * amx::kStep;
-          b += amx::kTokenTileUnits;
+          for (int step = 0; step < together; ++step) {
+            amx::multiply<num_x>(a0, a1, 2 * stride, b, tile_units);
+            lines.fetch(lines_per_step);
+            beside();
+            a0 += 2 * amx::kStep, a1 += 2 * amx::kStep;
+            b += amx::kTokenTileUnits;
+          }
         }
       };
       if constexpr (W::in_place)

@@ -14,14 +14,17 @@
 // | topk_weights  | [M][k]                  | weights_dtype | row stride topk_weights_row_stride; caller's
 // | topk_ids, expert_map                    |               | read if few_pairs; caller's
 // | sorted_pairs, groups                    |               | read otherwise; workspace, from route_serial
-// | sums          | [ranges][M][h_block]    | fp32          | workspace, a work-item's own columns
+// | sums          | [ranges][h_block / 32][M][32] | fp32    | workspace, a work-item's own columns
 // | out           | [M][H]                  | bf16          | row stride out_row_stride; caller's, may be hidden_states
 //
-// nd_range: (ranges of h_block columns), work-groups of 1 work-item. Local memory: the sums of 32 columns, staged weights.
+// nd_range: (ranges of h_block columns), work-groups of 1 work-item. A step is 32 columns of one expert. Beside its
+// multiplications, the step before it is added to the sums, and its own sums and the next tokens are asked for.
+// Local memory: the sums of two steps, staged weights.
 // Numerics: fp32 accumulation; routing weight applied in fp32; rounded once to bf16.
 #pragma once
 
 #include <jitmoe/cpu/amx_codes.hpp>
+#include <jitmoe/cpu/beside.hpp>
 #include <jitmoe/cpu/combine.hpp>
 #include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
@@ -72,13 +75,38 @@ using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
 
 constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
+constexpr int kColumns = 2 * amx::kRows;  // of a step
+
+// Tokens of one expert that are multiplied together.
+struct Block {
+  int num_tokens;
+  int32 tokens[kBlockTokens];
+  float weights[kBlockTokens];
+};
 
 struct Scratch {
-  float sums[kMaxTiles * 2 * amx::kTileFloats];
+  float sums[2][kMaxTiles * 2 * amx::kTileFloats];
+  Block blocks[2];
   uint16 staged[2 * amx::kRows * kStagedK];
   epilogue::Affine<2 * amx::kRows, kBlockTokens> affine;
   FewPairs few;
 };
+
+// A step whose products, products[tile][32][16], are still to be added to sums[M][32].
+struct Ready {
+  const float* products = nullptr;
+  const Block* block = nullptr;
+  float* sums = nullptr;
+};
+
+// Adds half a tile's columns: unit i of 2 per tile.
+[[gnu::noinline]] inline void add_unit(const Ready& ready, int64 i) {
+  const int64 t0 = i / 2 * amx::kTokens;
+  const int64 left = ready.block->num_tokens - t0;
+  add_transposed<S>(ready.products + i * amx::kTileFloats, amx::kTokens, amx::kRows, ready.block->tokens + t0,
+                    ready.block->weights + t0, left < amx::kTokens ? int(left) : amx::kTokens,
+                    ready.sums + i % 2 * amx::kRows, kColumns);
+}
 
 }  // namespace down_amx
 
@@ -133,6 +161,10 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   amx::configure();
   if (routing.num_groups > 0)
     W::lines(rows_of(routing.groups[0].expert, 0), 0, inner < kPieceK ? inner : kPieceK).fetch(1 << 30);
+  Ready ready;
+  Pace adding;
+  const auto add = [&](int64 i) { add_unit(ready, i); };
+  int step_parity = 0, block_parity = 0;
   for (int32 group_idx = 0; group_idx < routing.num_groups; ++group_idx) {
     const Group group = routing.groups[group_idx];
     for (int32 done = 0; done < group.tokens; done += kBlockTokens) {
@@ -140,16 +172,19 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
       const int num_tiles = int(ceil_div(num_tokens, amx::kTokens));
       const int32* pairs = routing.pairs + group.first + done;
       const auto* tiles = static_cast<const uint32*>(args.inter) + (group.slot + done) * inter_units;
-      int32 tokens[kBlockTokens];
-      float weights[kBlockTokens];
+      Block& block = s->blocks[block_parity];
+      block_parity ^= 1;
+      block.num_tokens = num_tokens;
       for (int t = 0; t < num_tokens; ++t) {
-        tokens[t] = pairs[t] / args.top_k;
-        weights[t] = Config::weight_on_input
-                         ? 1.0f
-                         : to_float<Config::weights_dtype>(
-                               topk_weights[tokens[t] * args.topk_weights_row_stride + pairs[t] % args.top_k]);
+        const int32 token = pairs[t] / args.top_k;
+        block.tokens[t] = token;
+        block.weights[t] = Config::weight_on_input
+                               ? 1.0f
+                               : to_float<Config::weights_dtype>(
+                                     topk_weights[token * args.topk_weights_row_stride + pairs[t] % args.top_k]);
       }
-      // The tokens that are multiplied next, spread over this block's steps.
+      const int64 turns = multiplications(num_tiles, inner);
+      // The tokens that are multiplied next, spread over this block.
       const bool more_blocks = done + num_tokens < group.tokens;
       const bool more_groups = group_idx + 1 < routing.num_groups;
       Lines soon;
@@ -160,19 +195,29 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         soon = Lines::dense(static_cast<const uint32*>(args.inter) + (next.slot + from) * inter_units,
                             4 * align_up(count, amx::kTokens) * inter_units);
       }
-      const int lines_per_step = int(ceil_div(soon.count(), ceil_div(columns, 2 * amx::kRows)));
-      for (int32 n = 0; n < columns; n += 2 * amx::kRows) {
+      Pace asking_tokens(soon.count(), ceil_div(columns, kColumns) * turns);
+      for (int32 n = 0; n < columns; n += kColumns) {
         // GEMM.
         typename W::Rows next;
         bool has_next = true;
-        if (n + 2 * amx::kRows < columns) next = rows_of(group.expert, n + 2 * amx::kRows);
+        if (n + kColumns < columns) next = rows_of(group.expert, n + kColumns);
         else if (more_blocks) next = rows_of(group.expert, 0);
         else if (more_groups) next = rows_of(routing.groups[group_idx + 1].expert, 0);
         else if (h0 + columns < args.hidden_size) next = rows_of(routing.groups[0].expert, columns);
         else has_next = false;
-        soon.fetch(lines_per_step);
+        float* const products = s->sums[step_parity];
+        float* const step_sums = sums + int64(n) * args.num_tokens;
+        Pace asking_sums(num_tokens, turns);
         amx_form<W>(rows_of(group.expert, n), has_next ? &next : nullptr, tiles, inter_units * amx::kTokens, num_tiles,
-                    inner, s->sums, s->staged);
+                    inner, products, s->staged, [&] {
+                      adding.turn(add);
+                      asking_sums.turn([&](int64 t) {
+                        prefetch(step_sums + int64(block.tokens[t]) * kColumns);
+                        prefetch(step_sums + int64(block.tokens[t]) * kColumns + amx::kRows);
+                      });
+                      asking_tokens.turn([&](int64) { soon.fetch(1); });
+                    });
+        adding.finish(add);
         // Epilogue.
         if constexpr (scales_rows) {
           const auto rows = rows_of(group.expert, n);
@@ -183,22 +228,24 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         }
         if constexpr (Config::has_bias)
           epilogue::copy_floats<Config::bias_dtype>(args.w2_bias, group.expert * int64(args.hidden_size) + h0 + n,
-                                                    columns - n < 2 * amx::kRows ? columns - n : 2 * amx::kRows,
-                                                    s->affine.bias);
-        for (int tile = 0; tile < num_tiles; ++tile) {
-          const int t0 = tile * amx::kTokens;
-          if constexpr (is_affine)
-            epilogue::affine_rows<S>(s->affine, 0, 2 * amx::kRows, t0, amx::kTokens, s->sums + tile * 2 * amx::kTileFloats);
-          add_transposed<S>(s->sums + tile * 2 * amx::kTileFloats, amx::kTokens, 2 * amx::kRows, tokens + t0,
-                            weights + t0, num_tokens - t0 < amx::kTokens ? num_tokens - t0 : amx::kTokens, sums + n,
-                            args.h_block);
-        }
+                                                    columns - n < kColumns ? columns - n : kColumns, s->affine.bias);
+        if constexpr (is_affine)
+          for (int tile = 0; tile < num_tiles; ++tile)
+            epilogue::affine_rows<S>(s->affine, 0, kColumns, tile * amx::kTokens, amx::kTokens,
+                                     products + tile * 2 * amx::kTileFloats);
+        ready = {products, &block, step_sums};
+        adding = Pace(2 * num_tiles, turns);
+        step_parity ^= 1;
       }
     }
   }
+  adding.finish(add);
   amx::release();
 
-  store_sums<S>(sums, args.h_block, args.num_tokens, columns, static_cast<uint16*>(args.out) + h0, args.out_row_stride);
+  auto* const out = static_cast<uint16*>(args.out) + h0;
+  for (int32 n = 0; n < columns; n += kColumns)
+    store_sums<S>(sums + int64(n) * args.num_tokens, kColumns, args.num_tokens,
+                  columns - n < kColumns ? columns - n : kColumns, out + n, args.out_row_stride);
 }
 
 }  // namespace jitmoe::kernel

@@ -9,17 +9,19 @@
 // | w1_up, w1_bias, topk_weights         |       | as in cpu_gate_up.hpp
 // | topk_ids, expert_map                 |       | read if few_pairs; caller's
 // | sorted_pairs, groups                 |       | read otherwise; workspace, from route_serial
-// | panels        | [num_items][block_tokens][H] | bf16 | workspace, token tiles of one work-item's current block
+// | panels        | [num_items][2][block_tokens][H] | bf16 | workspace, token tiles of one work-item's present and next block
 // | inter         | [slots / 16][I / 2][16]      | bf16 pairs | workspace, token tiles (cpu/amx_form.hpp), zero past I
 //
 // nd_range: (num_items), work-groups of 1 work-item, which have equal shares of all rows of all active experts
 // (cpu/shares.hpp). A step is 16 gate rows and the same 16 up rows, whose product tiles meet in the activation, or 32 rows
 // without a gate.
-// Local memory: the sums of one step, staged weights.
+// Beside the multiplications of a step, the step before it is activated and stored and the next block of tokens packed.
+// Local memory: the sums of two steps, staged weights.
 // Numerics: fp32 accumulation in a fixed order; activation and product in fp32; rounded once to bf16.
 #pragma once
 
 #include <jitmoe/cpu/amx_codes.hpp>
+#include <jitmoe/cpu/beside.hpp>
 #include <jitmoe/cpu/halves.hpp>
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/cpu/shares.hpp>
@@ -74,33 +76,49 @@ using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 
 using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
 
+constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
+
 struct Scratch {
-  float sums[kMaxTiles * 2 * amx::kTileFloats];
+  float sums[2][kMaxTiles * 2 * amx::kTileFloats];
   uint16 staged[2 * amx::kRows * kStagedK];
-  epilogue::Affine<2 * amx::kRows, kMaxTiles * amx::kTokens> affine;
+  epilogue::Affine<2 * amx::kRows, kBlockTokens> affine;
+  const uint16* tokens[kBlockTokens];  // of the block that is packed
   FewPairs few;
 };
 
-// Stores the intermediate of one step's 32 rows and 16 tokens, sums[32][16], as units of a token tile.
+// Tokens of one expert that are multiplied together, and this work-item's steps of the expert.
+struct Block {
+  int32 group_idx = -1;
+  Group group = {};
+  int32 done = 0;  // tokens of the group in blocks before
+  int num_tokens = 0;
+  int64 first = 0, last = 0;
+
+  int num_tiles() const { return int(ceil_div(num_tokens, amx::kTokens)); }
+  bool is_last_of_group() const { return done + num_tokens == group.tokens; }
+};
+
+// Stores unit u of the intermediate of one step's 32 rows and 16 tokens, sums[32][16].
 template <class Config>
-inline void store_activated(const float* sums, epilogue::ActivationNumbers numbers, uint32* units) {
+[[gnu::noinline]] void store_activated(const float* sums, int u, epilogue::ActivationNumbers numbers, uint32* unit) {
   using H = Halves<Config::gate_up>;
-  constexpr int rows = H::gated ? amx::kRows : 2 * amx::kRows;
-#pragma clang loop unroll(disable)
-  for (int u = 0; u < rows / 2; ++u) {
-    Vec<uint32, 16> bits[2];
+  Vec<uint32, 16> bits[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float* const gate = sums + (2 * u + i) * H::rows_per_i * amx::kTokens;
-      const float* const up = gate + (H::interleaved ? 1 : amx::kRows) * amx::kTokens;
-      if constexpr (H::gated)
-        bits[i] = bf16_bits<16>(epilogue::activate_gated<Config::activation, 16>(load<S::floats>(gate),
-                                                                                 load<S::floats>(up), numbers));
-      else
-        bits[i] = bf16_bits<16>(epilogue::activate_ungated<Config::activation, 16>(load<S::floats>(gate), numbers));
-    }
-    store(units + u * amx::kTokens, bits[0] | (bits[1] << 16));
+  for (int i = 0; i < 2; ++i) {
+    const float* const gate = sums + (2 * u + i) * H::rows_per_i * amx::kTokens;
+    const float* const up = gate + (H::interleaved ? 1 : amx::kRows) * amx::kTokens;
+    if constexpr (H::gated)
+      bits[i] = bf16_bits<16>(epilogue::activate_gated<Config::activation, 16>(load<S::floats>(gate),
+                                                                               load<S::floats>(up), numbers));
+    else
+      bits[i] = bf16_bits<16>(epilogue::activate_ungated<Config::activation, 16>(load<S::floats>(gate), numbers));
   }
+  store(unit, bits[0] | (bits[1] << 16));
+}
+
+// Packs 16 units of K of 16 tokens, u0 a multiple of 16.
+[[gnu::noinline]] inline void pack_units(const uint16* const* tokens, int64 k, int64 u0, uint32* units) {
+  pack_panel<S>(tokens, amx::kTokens, k, u0, 16, units);
 }
 
 }  // namespace gate_up_amx
@@ -128,7 +146,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   // Tensors.
   const int64 panel_units = align_up(ceil_div(hidden, 2), 16);
   const int64 inter_units = align_up(ceil_div(inner, 2), 16);
-  auto* const panel = static_cast<uint32*>(args.panels) + int64(item) * args.block_tokens * panel_units;
+  auto* const panels = static_cast<uint32*>(args.panels) + 2 * int64(item) * args.block_tokens * panel_units;
   auto* const inter = static_cast<uint32*>(args.inter);
   const auto rows_of = [&](int32 expert, int64 step) {
     const int64 to_row = Config::w1_layout == Layout::nk ? args.w1_stride : 1;
@@ -154,82 +172,127 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   if constexpr (is_affine) {
     epilogue::fill(1.0f, 2 * amx::kRows, s->affine.row_scale);
     epilogue::fill(0.0f, 2 * amx::kRows, s->affine.bias);
-    epilogue::fill(1.0f, kMaxTiles * amx::kTokens, s->affine.token_scale);
+    epilogue::fill(1.0f, kBlockTokens, s->affine.token_scale);
   }
 
-  amx::configure();
-  bool started = false;
-  for (int32 group_idx = 0; group_idx < routing.num_groups; ++group_idx) {
-    const Group group = routing.groups[group_idx];
-    int64 first, last;
-    shares.next(group, first, last);
-    if (first >= last) continue;
-    if (!started) W::lines(rows_of(group.expert, first), 0, hidden < kPieceK ? hidden : kPieceK).fetch(1 << 30);
-    started = true;
-    for (int32 done = 0; done < group.tokens; done += args.block_tokens) {
-      const int num_tokens = group.tokens - done < args.block_tokens ? group.tokens - done : args.block_tokens;
-      const int num_tiles = int(ceil_div(num_tokens, amx::kTokens));
-      const int32* pairs = routing.pairs + group.first + done;
-      for (int tile = 0; tile < num_tiles; ++tile) {
-        const uint16* tokens[amx::kTokens];
-        for (int t = 0; t < amx::kTokens; ++t) {  // padding repeats the last token: its results are never read
-          const int at = tile * amx::kTokens + t;
-          const int32 pair = pairs[at < num_tokens ? at : num_tokens - 1];
-          const int64 token = pair / args.top_k;
-          tokens[t] = static_cast<const uint16*>(args.hidden_states) + token * args.x_row_stride;
-          if constexpr (Config::weight_on_input)
-            s->affine.token_scale[at] = to_float<Config::weights_dtype>(
-                static_cast<const element_t<Config::weights_dtype>*>(
-                    args.topk_weights)[token * args.topk_weights_row_stride + pair % args.top_k]);
-        }
-        pack_panel<S>(tokens, amx::kTokens, hidden, 0, panel_units, panel + tile * panel_units * amx::kTokens);
-      }
-      uint32* const tiles = inter + (group.slot + done) * inter_units;
-      for (int64 step = first; step < last; ++step) {
-        // GEMM.
-        const bool more_blocks = done + num_tokens < group.tokens;
-        const bool more_groups = group_idx + 1 < routing.num_groups;
-        typename W::Rows next;
-        bool has_next = true;
-        if (step + 1 == last && more_blocks) next = rows_of(group.expert, first);
-        else if (step + 1 < num_steps) next = rows_of(group.expert, step + 1);  // perhaps of the next work-item's share
-        else if (more_groups) next = rows_of(routing.groups[group_idx + 1].expert, 0);
-        else has_next = false;
-        amx_form<W>(rows_of(group.expert, step), has_next ? &next : nullptr, panel, panel_units * amx::kTokens, num_tiles,
-                    hidden, s->sums, s->staged);
-        // Epilogue.
-        if constexpr (scales_rows) {
-          const auto rows = rows_of(group.expert, step);
-          uint32 unused;  // zero points are subtracted where codes are staged
-          for (int a = 0; a < 2; ++a)
-            for (int n = 0; n < rows.num_rows[a]; ++n)
-              rows.blocks[a].template read<typename W::W>(n, 0, 1, s->affine.row_scale + a * amx::kRows + n, &unused);
-        }
-        if constexpr (Config::has_bias) {
-          const int64 i = step * step_rows;
-          const int64 left = H::rows_per_i * (inner - i);
-          for (int m = 0; m < H::matrices; ++m) {
-            constexpr int rows = 2 * amx::kRows / H::matrices;
-            const int there = left < rows ? int(left) : rows;
-            float* const bias = s->affine.bias + m * rows;
-            epilogue::copy_floats<Config::bias_dtype>(args.w1_bias, group.expert * H::all_rows(inner) + H::row(m, i, inner),
-                                                      there, bias);
-            epilogue::fill(0.0f, rows - there, bias + there);  // so that the intermediate is zero past I
-          }
-        }
-        for (int tile = 0; tile < num_tiles; ++tile) {
-          float* const sums = s->sums + tile * 2 * amx::kTileFloats;
-          uint32* const units = tiles + (tile * inter_units + step * step_rows / 2) * amx::kTokens;
-          if constexpr (is_affine)
-            epilogue::affine_rows<S>(s->affine, 0, 2 * amx::kRows, tile * amx::kTokens, amx::kTokens, sums);
-          store_activated<Config>(sums, {args.swiglu_alpha, args.swiglu_limit}, units);
-          if (H::gated && step + 1 == num_steps && num_steps % 2 != 0)  // a tile of the second GEMM reads 32 elements
-            for (int u = 0; u < amx::kRows / 2; ++u)
-              store(units + (amx::kRows / 2 + u) * amx::kTokens, S::units(0u));
-        }
-      }
+  // Blocks of this work-item, one after the other; without tokens past the last one.
+  const auto block_after = [&](Block block) {
+    block.done += block.num_tokens;
+    while (block.done == block.group.tokens || block.first >= block.last) {
+      if (++block.group_idx >= routing.num_groups) return Block{};
+      block.group = routing.groups[block.group_idx];
+      block.done = 0;
+      shares.next(block.group, block.first, block.last);
     }
+    const int left = block.group.tokens - block.done;
+    block.num_tokens = left < args.block_tokens ? left : args.block_tokens;
+    return block;
+  };
+  const auto pairs_of = [&](const Block& block) { return routing.pairs + block.group.first + block.done; };
+  // Packing: a unit of work is 16 units of 16 tokens. What the unit after it reads is asked for.
+  const int64 units_per_tile = panel_units / 16;
+  const auto start_packing = [&](const Block& block, int64 turns) {
+    const int32* const pairs = pairs_of(block);
+    for (int t = 0; t < block.num_tiles() * amx::kTokens; ++t)  // padding repeats the last token: its results are never read
+      s->tokens[t] = static_cast<const uint16*>(args.hidden_states) +
+                     pairs[t < block.num_tokens ? t : block.num_tokens - 1] / args.top_k * args.x_row_stride;
+    return Pace(block.num_tiles() * units_per_tile, turns);
+  };
+  const auto pack = [&](const Block& block, uint32* panel, int64 i) {
+    const int64 tile = i / units_per_tile, u0 = i % units_per_tile * 16;
+    const int64 next_tile = (i + 1) / units_per_tile, next_u0 = (i + 1) % units_per_tile * 16;
+    if (next_tile < block.num_tiles())
+#pragma clang loop unroll(disable)
+      for (int t = 0; t < amx::kTokens; ++t) prefetch(s->tokens[next_tile * amx::kTokens + t] + 2 * next_u0);
+    pack_units(s->tokens + tile * amx::kTokens, hidden, u0, panel + (tile * panel_units + u0) * amx::kTokens);
+  };
+
+  Block block = block_after({});
+  if (block.num_tokens == 0) return;
+  amx::configure();
+  W::lines(rows_of(block.group.expert, block.first), 0, hidden < kPieceK ? hidden : kPieceK).fetch(1 << 30);
+  uint32* panel = panels;
+  start_packing(block, 1).finish([&](int64 i) { pack(block, panel, i); });
+  // The step before the present one, whose sums are not yet stored: sums[tile][32][16] become unit u of each tile.
+  constexpr int units_per_step = step_rows / 2;
+  const float* ready = nullptr;
+  uint32* units = nullptr;
+  Pace storing;
+  const auto store_unit = [&](int64 i) {
+    const int64 tile = i / units_per_step, u = i % units_per_step;
+    store_activated<Config>(ready + tile * 2 * amx::kTileFloats, int(u), {args.swiglu_alpha, args.swiglu_limit},
+                            units + (tile * inter_units + u) * amx::kTokens);
+  };
+  int parity = 0;
+  while (block.num_tokens != 0) {
+    const int num_tiles = block.num_tiles();
+    const Block after = block_after(block);
+    uint32* const next_panel = panel == panels ? panels + args.block_tokens * panel_units : panels;
+    const int64 turns = multiplications(num_tiles, hidden);
+    Pace packing;
+    if (after.num_tokens != 0) packing = start_packing(after, (block.last - block.first) * turns);
+    const auto pack_unit = [&](int64 i) { pack(after, next_panel, i); };
+    if constexpr (Config::weight_on_input)
+      for (int t = 0; t < block.num_tokens; ++t) {
+        const int32 pair = pairs_of(block)[t];
+        s->affine.token_scale[t] = to_float<Config::weights_dtype>(
+            static_cast<const element_t<Config::weights_dtype>*>(
+                args.topk_weights)[pair / args.top_k * args.topk_weights_row_stride + pair % args.top_k]);
+      }
+    uint32* const tiles = inter + (block.group.slot + block.done) * inter_units;
+    for (int64 step = block.first; step < block.last; ++step) {
+      // GEMM.
+      typename W::Rows next;
+      bool has_next = true;
+      if (step + 1 == block.last && !block.is_last_of_group()) next = rows_of(block.group.expert, block.first);
+      else if (step + 1 < num_steps) next = rows_of(block.group.expert, step + 1);  // perhaps of the next work-item's share
+      else if (block.group_idx + 1 < routing.num_groups) next = rows_of(routing.groups[block.group_idx + 1].expert, 0);
+      else has_next = false;
+      float* const sums = s->sums[parity];
+      amx_form<W>(rows_of(block.group.expert, step), has_next ? &next : nullptr, panel, panel_units * amx::kTokens,
+                  num_tiles, hidden, sums, s->staged, [&] {
+                    storing.turn(store_unit);
+                    packing.turn(pack_unit);
+                  });
+      storing.finish(store_unit);
+      // Epilogue.
+      if constexpr (scales_rows) {
+        const auto rows = rows_of(block.group.expert, step);
+        uint32 unused;  // zero points are subtracted where codes are staged
+        for (int a = 0; a < 2; ++a)
+          for (int n = 0; n < rows.num_rows[a]; ++n)
+            rows.blocks[a].template read<typename W::W>(n, 0, 1, s->affine.row_scale + a * amx::kRows + n, &unused);
+      }
+      if constexpr (Config::has_bias) {
+        const int64 i = step * step_rows;
+        const int64 left = H::rows_per_i * (inner - i);
+        for (int m = 0; m < H::matrices; ++m) {
+          constexpr int rows = 2 * amx::kRows / H::matrices;
+          const int there = left < rows ? int(left) : rows;
+          float* const bias = s->affine.bias + m * rows;
+          epilogue::copy_floats<Config::bias_dtype>(
+              args.w1_bias, block.group.expert * H::all_rows(inner) + H::row(m, i, inner), there, bias);
+          epilogue::fill(0.0f, rows - there, bias + there);  // so that the intermediate is zero past I
+        }
+      }
+      if constexpr (is_affine)
+        for (int tile = 0; tile < num_tiles; ++tile)
+          epilogue::affine_rows<S>(s->affine, 0, 2 * amx::kRows, tile * amx::kTokens, amx::kTokens,
+                                   sums + tile * 2 * amx::kTileFloats);
+      ready = sums;
+      units = tiles + step * units_per_step * amx::kTokens;
+      storing = Pace(num_tiles * units_per_step, turns);
+      parity ^= 1;
+      if (H::gated && step + 1 == num_steps && num_steps % 2 != 0)  // a tile of the second GEMM reads 32 elements
+        for (int tile = 0; tile < num_tiles; ++tile)
+          for (int u = units_per_step; u < 2 * units_per_step; ++u)
+            store(units + (tile * inter_units + u) * amx::kTokens, S::units(0u));
+    }
+    packing.finish(pack_unit);
+    panel = next_panel;
+    block = after;
   }
+  storing.finish(store_unit);
   amx::release();
 }
 
