@@ -42,6 +42,8 @@ AMX_ROWS = 2 * AMX_TILE  # weight rows that are multiplied together
 AMX_ITEMS_PER_CORE = 8
 AMX_ITEMS_PER_CORE_OF_FEW = 16  # up to AMX_FEW_TOKENS: a work-item left over at the end is a larger part of the whole
 AMX_FEW_TOKENS = 64
+# Every work-item of down reads the whole intermediate. Two per core leave one idle at the end if the other is slower.
+AMX_DOWN_ITEMS_PER_CORE = 4
 # One token of less weights than this is not worth setting up tiles: 50 instead of 75 us for 384 KiB (2 cores with AMX).
 AMX_MIN_BYTES = 1 << 20
 MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
@@ -50,7 +52,6 @@ _NO_FORMAT = WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_
 ROW_STEP = 64  # prepared rows are a multiple of this many elements apart
 ONE_BLOCK = 1 << 30  # rows per block where all share a scale
 PANEL_BYTES = 1 << 20  # token tiles of one work-item: half of an L2 cache of 2 MiB, beside the weights
-SUMS_BYTES = 1 << 20  # sums of one work-item, likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
         few = problem.num_tokens <= AMX_FEW_TOKENS
         items = cores * (AMX_ITEMS_PER_CORE_OF_FEW if few else AMX_ITEMS_PER_CORE)
         block_tokens = _amx_block_tokens(problem)
-        down_columns = _amx_down_columns(problem, items)
+        down_columns = _amx_down_columns(problem, items if few else cores * AMX_DOWN_ITEMS_PER_CORE)
         return CpuChoice(
             route=route,
             x_rows=None,
@@ -345,10 +346,8 @@ def _amx_block_tokens(problem: MoEProblem) -> int:
 
 
 def _amx_down_columns(problem: MoEProblem, items: int) -> int:
-    """Returns the columns of one range: as many as keep their sums in the L2 cache, few enough for all work-items."""
-    fitting = SUMS_BYTES // (4 * problem.num_tokens)
-    wanted = -(-problem.hidden_size // items)
-    return max(AMX_ROWS, _align_up(min(fitting, wanted), AMX_ROWS))
+    """Returns the columns of one range, of which there are at most ``items``."""
+    return _align_up(-(-problem.hidden_size // items), AMX_ROWS)
 
 
 def _align_up(value: int, step: int) -> int:
@@ -438,7 +437,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
             Buffer("cursors", 4 * problem.num_experts),
             Buffer("sorted_pairs", 4 * problem.num_pairs),
             Buffer("groups", GROUP_BYTES * (1 + groups)),
-            Buffer("panels", 2 * gate_up_items * choice.block_tokens * _panel_row_bytes(problem)),
+            Buffer("panels", gate_up_items * choice.block_tokens * _panel_row_bytes(problem)),
             Buffer("inter", slots * inter_row_bytes),
             *_row_buffers("x", choice.x_rows, num_x_rows, problem.hidden_size),
             *_row_buffers("y", choice.y_rows, slots, problem.intermediate_size),

@@ -22,6 +22,7 @@ namespace jitmoe::cpu {
 constexpr int kMaxTiles = 16;     // token tiles of one call; plan/cpu.py names the same number
 constexpr int64 kPieceK = 2048;   // 4 KiB per row: long enough for the memory, short enough for the L2 cache
 constexpr int64 kStagedK = 512;   // 32 KiB of staged weights
+constexpr int64 kSoonBytes = 1 << 19;  // tokens are asked for this many bytes of weights ahead of their use
 constexpr int kTogether = 8;      // multiplications of one loop; a mispredicted end before tiles are stored costs 500 cycles
 
 // Two groups of 16 weight rows of one expert. Rows past num_rows do not exist and count as zero.

@@ -184,7 +184,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
                                      topk_weights[token * args.topk_weights_row_stride + pairs[t] % args.top_k]);
       }
       const int64 turns = multiplications(num_tiles, inner);
-      // The tokens that are multiplied next, spread over this block.
+      // The tokens that are multiplied next, not so early that weights push them out of the cache again.
       const bool more_blocks = done + num_tokens < group.tokens;
       const bool more_groups = group_idx + 1 < routing.num_groups;
       Lines soon;
@@ -195,7 +195,9 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         soon = Lines::dense(static_cast<const uint32*>(args.inter) + (next.slot + from) * inter_units,
                             4 * align_up(count, amx::kTokens) * inter_units);
       }
-      Pace asking_tokens(soon.count(), ceil_div(columns, kColumns) * turns);
+      const int64 steps = ceil_div(columns, kColumns), most = ceil_div(kSoonBytes, 2 * kColumns * inner);
+      const int64 asking_steps = steps < most ? steps : most;
+      Pace asking_tokens(soon.count(), asking_steps * turns);
       for (int32 n = 0; n < columns; n += kColumns) {
         // GEMM.
         typename W::Rows next;
@@ -215,7 +217,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
                         prefetch(step_sums + int64(block.tokens[t]) * kColumns);
                         prefetch(step_sums + int64(block.tokens[t]) * kColumns + amx::kRows);
                       });
-                      asking_tokens.turn([&](int64) { soon.fetch(1); });
+                      if (n >= (steps - asking_steps) * kColumns) asking_tokens.turn([&](int64) { soon.fetch(1); });
                     });
         adding.finish(add);
         // Epilogue.

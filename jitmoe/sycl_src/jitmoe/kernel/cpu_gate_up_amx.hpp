@@ -9,13 +9,13 @@
 // | w1_up, w1_bias, topk_weights         |       | as in cpu_gate_up.hpp
 // | topk_ids, expert_map                 |       | read if few_pairs; caller's
 // | sorted_pairs, groups                 |       | read otherwise; workspace, from route_serial
-// | panels        | [num_items][2][block_tokens][H] | bf16 | workspace, token tiles of one work-item's present and next block
+// | panels        | [num_items][block_tokens][H] | bf16 | workspace, token tiles of one work-item's current block
 // | inter         | [slots / 16][I / 2][16]      | bf16 pairs | workspace, token tiles (cpu/amx_form.hpp), zero past I
 //
 // nd_range: (num_items), work-groups of 1 work-item, which have equal shares of all rows of all active experts
 // (cpu/shares.hpp). A step is 16 gate rows and the same 16 up rows, whose product tiles meet in the activation, or 32 rows
 // without a gate.
-// Beside the multiplications of a step, the step before it is activated and stored and the next block of tokens packed.
+// Beside the multiplications of a step, the step before it is activated and stored; the next tokens are asked for.
 // Local memory: the sums of two steps, staged weights.
 // Numerics: fp32 accumulation in a fixed order; activation and product in fp32; rounded once to bf16.
 #pragma once
@@ -82,7 +82,6 @@ struct Scratch {
   float sums[2][kMaxTiles * 2 * amx::kTileFloats];
   uint16 staged[2 * amx::kRows * kStagedK];
   epilogue::Affine<2 * amx::kRows, kBlockTokens> affine;
-  const uint16* tokens[kBlockTokens];  // of the block that is packed
   FewPairs few;
 };
 
@@ -116,10 +115,6 @@ template <class Config>
   store(unit, bits[0] | (bits[1] << 16));
 }
 
-// Packs 16 units of K of 16 tokens, u0 a multiple of 16.
-[[gnu::noinline]] inline void pack_units(const uint16* const* tokens, int64 k, int64 u0, uint32* units) {
-  pack_panel<S>(tokens, amx::kTokens, k, u0, 16, units);
-}
 
 }  // namespace gate_up_amx
 
@@ -146,7 +141,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   // Tensors.
   const int64 panel_units = align_up(ceil_div(hidden, 2), 16);
   const int64 inter_units = align_up(ceil_div(inner, 2), 16);
-  auto* const panels = static_cast<uint32*>(args.panels) + 2 * int64(item) * args.block_tokens * panel_units;
+  auto* const panel = static_cast<uint32*>(args.panels) + int64(item) * args.block_tokens * panel_units;
   auto* const inter = static_cast<uint32*>(args.inter);
   const auto rows_of = [&](int32 expert, int64 step) {
     const int64 to_row = Config::w1_layout == Layout::nk ? args.w1_stride : 1;
@@ -189,30 +184,15 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
     return block;
   };
   const auto pairs_of = [&](const Block& block) { return routing.pairs + block.group.first + block.done; };
-  // Packing: a unit of work is 16 units of 16 tokens. What the unit after it reads is asked for.
-  const int64 units_per_tile = panel_units / 16;
-  const auto start_packing = [&](const Block& block, int64 turns) {
-    const int32* const pairs = pairs_of(block);
-    for (int t = 0; t < block.num_tiles() * amx::kTokens; ++t)  // padding repeats the last token: its results are never read
-      s->tokens[t] = static_cast<const uint16*>(args.hidden_states) +
-                     pairs[t < block.num_tokens ? t : block.num_tokens - 1] / args.top_k * args.x_row_stride;
-    return Pace(block.num_tiles() * units_per_tile, turns);
+  const auto row_of = [&](int32 pair) {
+    return static_cast<const uint16*>(args.hidden_states) + pair / args.top_k * args.x_row_stride;
   };
-  const auto pack = [&](const Block& block, uint32* panel, int64 i) {
-    const int64 tile = i / units_per_tile, u0 = i % units_per_tile * 16;
-    const int64 next_tile = (i + 1) / units_per_tile, next_u0 = (i + 1) % units_per_tile * 16;
-    if (next_tile < block.num_tiles())
-#pragma clang loop unroll(disable)
-      for (int t = 0; t < amx::kTokens; ++t) prefetch(s->tokens[next_tile * amx::kTokens + t] + 2 * next_u0);
-    pack_units(s->tokens + tile * amx::kTokens, hidden, u0, panel + (tile * panel_units + u0) * amx::kTokens);
-  };
+  const int64 row_lines = ceil_div(2 * hidden, 64);
 
   Block block = block_after({});
   if (block.num_tokens == 0) return;
   amx::configure();
   W::lines(rows_of(block.group.expert, block.first), 0, hidden < kPieceK ? hidden : kPieceK).fetch(1 << 30);
-  uint32* panel = panels;
-  start_packing(block, 1).finish([&](int64 i) { pack(block, panel, i); });
   // The step before the present one, whose sums are not yet stored: sums[tile][32][16] become unit u of each tile.
   constexpr int units_per_step = step_rows / 2;
   const float* ready = nullptr;
@@ -227,18 +207,28 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   while (block.num_tokens != 0) {
     const int num_tiles = block.num_tiles();
     const Block after = block_after(block);
-    uint32* const next_panel = panel == panels ? panels + args.block_tokens * panel_units : panels;
     const int64 turns = multiplications(num_tiles, hidden);
-    Pace packing;
-    if (after.num_tokens != 0) packing = start_packing(after, (block.last - block.first) * turns);
-    const auto pack_unit = [&](int64 i) { pack(after, next_panel, i); };
-    if constexpr (Config::weight_on_input)
-      for (int t = 0; t < block.num_tokens; ++t) {
-        const int32 pair = pairs_of(block)[t];
-        s->affine.token_scale[t] = to_float<Config::weights_dtype>(
-            static_cast<const element_t<Config::weights_dtype>*>(
-                args.topk_weights)[pair / args.top_k * args.topk_weights_row_stride + pair % args.top_k]);
+    // Tokens of the next block, not so early that weights push them out of the cache again.
+    const int32* const soon = after.num_tokens != 0 ? pairs_of(after) : nullptr;
+    const int64 ask_from = block.last - ceil_div(kSoonBytes, 64 * amx::kRows * row_lines);
+    const int64 asking_steps = block.last - (ask_from < block.first ? block.first : ask_from);
+    Pace asking(after.num_tokens * row_lines, asking_steps * turns);
+    const auto ask = [&](int64 i) {
+      prefetch(reinterpret_cast<const uint8*>(row_of(soon[i / row_lines])) + i % row_lines * 64);
+    };
+    for (int tile = 0; tile < num_tiles; ++tile) {
+      const uint16* tokens[amx::kTokens];
+      for (int t = 0; t < amx::kTokens; ++t) {  // padding repeats the last token: its results are never read
+        const int at = tile * amx::kTokens + t;
+        const int32 pair = pairs_of(block)[at < block.num_tokens ? at : block.num_tokens - 1];
+        tokens[t] = row_of(pair);
+        if constexpr (Config::weight_on_input)
+          s->affine.token_scale[at] = to_float<Config::weights_dtype>(
+              static_cast<const element_t<Config::weights_dtype>*>(
+                  args.topk_weights)[pair / args.top_k * args.topk_weights_row_stride + pair % args.top_k]);
       }
+      pack_panel<S>(tokens, amx::kTokens, hidden, 0, panel_units, panel + tile * panel_units * amx::kTokens);
+    }
     uint32* const tiles = inter + (block.group.slot + block.done) * inter_units;
     for (int64 step = block.first; step < block.last; ++step) {
       // GEMM.
@@ -252,7 +242,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       amx_form<W>(rows_of(block.group.expert, step), has_next ? &next : nullptr, panel, panel_units * amx::kTokens,
                   num_tiles, hidden, sums, s->staged, [&] {
                     storing.turn(store_unit);
-                    packing.turn(pack_unit);
+                    if (step >= ask_from) asking.turn(ask);
                   });
       storing.finish(store_unit);
       // Epilogue.
@@ -288,8 +278,6 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
           for (int u = units_per_step; u < 2 * units_per_step; ++u)
             store(units + (tile * inter_units + u) * amx::kTokens, S::units(0u));
     }
-    packing.finish(pack_unit);
-    panel = next_panel;
     block = after;
   }
   storing.finish(store_unit);
