@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Work that is done beside tile multiplications. A multiplication keeps the tile unit busy long after it was issued, so
-// loads, prefetches and vector instructions between two of them cost nothing as long as they are short. Work is cut into
-// units, and these are spread evenly over the multiplications.
+// Work that is done beside tile multiplications. A multiplication keeps the tile unit busy long after it was issued:
+// short work between two of them is done meanwhile. Work is cut into units, and these are spread evenly over the
+// multiplications.
 #pragma once
 
 #include <jitmoe/common/types.hpp>

@@ -77,6 +77,7 @@ using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
 
 constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
+constexpr int kPartBytes = 256;  // of a token, asked for at once
 
 struct Scratch {
   float sums[2][kMaxTiles * 2 * amx::kTileFloats];
@@ -114,7 +115,6 @@ template <class Config>
   }
   store(unit, bits[0] | (bits[1] << 16));
 }
-
 
 }  // namespace gate_up_amx
 
@@ -187,7 +187,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   const auto row_of = [&](int32 pair) {
     return static_cast<const uint16*>(args.hidden_states) + pair / args.top_k * args.x_row_stride;
   };
-  const int64 row_lines = ceil_div(2 * hidden, 64);
+  const int64 row_parts = ceil_div(2 * hidden, kPartBytes);
 
   Block block = block_after({});
   if (block.num_tokens == 0) return;
@@ -210,11 +210,13 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
     const int64 turns = multiplications(num_tiles, hidden);
     // Tokens of the next block, not so early that weights push them out of the cache again.
     const int32* const soon = after.num_tokens != 0 ? pairs_of(after) : nullptr;
-    const int64 ask_from = block.last - ceil_div(kSoonBytes, 64 * amx::kRows * row_lines);
+    const int64 ask_from = block.last - ceil_div(kSoonBytes, 4 * amx::kRows * hidden);
     const int64 asking_steps = block.last - (ask_from < block.first ? block.first : ask_from);
-    Pace asking(after.num_tokens * row_lines, asking_steps * turns);
+    Pace asking(after.num_tokens * row_parts, asking_steps * turns);
     const auto ask = [&](int64 i) {
-      prefetch(reinterpret_cast<const uint8*>(row_of(soon[i / row_lines])) + i % row_lines * 64);
+      const auto* const part = reinterpret_cast<const uint8*>(row_of(soon[i / row_parts])) + i % row_parts * kPartBytes;
+#pragma unroll
+      for (int line = 0; line < kPartBytes; line += 64) prefetch(part + line);
     };
     for (int tile = 0; tile < num_tiles; ++tile) {
       const uint16* tokens[amx::kTokens];
@@ -235,7 +237,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       typename W::Rows next;
       bool has_next = true;
       if (step + 1 == block.last && !block.is_last_of_group()) next = rows_of(block.group.expert, block.first);
-      else if (step + 1 < num_steps) next = rows_of(block.group.expert, step + 1);  // perhaps of the next work-item's share
+      else if (step + 1 < num_steps) next = rows_of(block.group.expert, step + 1);  // perhaps another work-item's
       else if (block.group_idx + 1 < routing.num_groups) next = rows_of(routing.groups[block.group_idx + 1].expert, 0);
       else has_next = false;
       float* const sums = s->sums[parity];
