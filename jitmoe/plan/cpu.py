@@ -23,7 +23,7 @@ from jitmoe.plan.cpu_specs import (
 )
 from jitmoe.plan.launch import Buffer, Launch, Plan
 from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat, WeightQuant
-from jitmoe.problems.fused_moe import DType, MoEProblem
+from jitmoe.problems.fused_moe import DType, Layout, MoEProblem
 from jitmoe.spec import KernelSpec
 
 # Numbers that kernels name too; tests/unit/test_plan_cpu.py compares them with the headers.
@@ -46,6 +46,8 @@ AMX_FEW_TOKENS = 64
 AMX_DOWN_ITEMS_PER_CORE = 4
 # One token of less weights than this is not worth setting up tiles: 50 instead of 75 us for 384 KiB (2 cores with AMX).
 AMX_MIN_BYTES = 1 << 20
+# Tokens per expert from which on fp16 is worth cutting into two bf16: at 2 it takes 1.4 times as long, at 8 0.9 times.
+SPLIT_MIN_TOKENS = 6
 MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
 # What constants that nobody looks at are: one binary for all.
 _NO_FORMAT = WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=0, block_k=0)
@@ -97,7 +99,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             x_rows=None,
             y_rows=None,
             gate_up=(CpuGateUpAmxSpec if problem.w1_quant is None else CpuQuantGateUpAmxSpec)(
-                **_tiles_gemm(problem.w1_quant),
+                **_tiles_gemm(problem, problem.w1_quant),
                 w1_layout=problem.w1_layout,
                 few_pairs=few_pairs,
                 **first,
@@ -105,7 +107,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
                 has_expert_map=has_expert_map,
             ),
             down=(CpuDownAmxSpec if problem.w2_quant is None else CpuQuantDownAmxSpec)(
-                **_tiles_gemm(problem.w2_quant),
+                **_tiles_gemm(problem, problem.w2_quant),
                 w2_layout=problem.w2_layout,
                 few_pairs=few_pairs,
                 **second,
@@ -169,9 +171,14 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
 
 
 def _takes_tiles(problem: MoEProblem) -> bool:
-    """Whether the kernels with tiles, which multiply bf16 only, have what is asked, and are the faster ones."""
+    """Whether the kernels with tiles, which multiply bf16 (two for each fp16), can do it and are the faster ones."""
     forms = [quant.format for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
-    if problem.dtype is not DType.BF16 or problem.input_quant is not None:
+    if problem.input_quant is not None:
+        return False
+    if problem.dtype is DType.FP16:  # staging weights is too much work for few tokens
+        has_many = problem.num_pairs > FEW_PAIRS and problem.num_pairs >= SPLIT_MIN_TOKENS * max_groups(problem)
+        return not forms and {problem.w1_layout, problem.w2_layout} == {Layout.NK} and has_many
+    if problem.dtype is not DType.BF16:
         return False
     if forms and problem.num_pairs <= FEW_PAIRS:  # codes are multiplied while they are read, instead of being staged
         return False
@@ -181,12 +188,12 @@ def _takes_tiles(problem: MoEProblem) -> bool:
     return all(form.block_k % AMX_STEP == 0 and not form.has_k_order for form in forms)
 
 
-def _tiles_gemm(quant: WeightQuant | None) -> dict[str, Any]:
+def _tiles_gemm(problem: MoEProblem, quant: WeightQuant | None) -> dict[str, Any]:
     form = _NO_FORMAT if quant is None else quant.format
     return {
         "isa": CpuIsa.AMX_BF16,
-        "dtype": DType.BF16,
-        "x_dtype": DType.BF16,
+        "dtype": problem.dtype,
+        "x_dtype": problem.dtype,
         "x_prepared": False,
         "x_scaled": False,
         "quantized": quant is not None,
@@ -334,8 +341,13 @@ def _second_epilogue(problem: MoEProblem) -> dict[str, Any]:
     }
 
 
+def _num_parts(problem: MoEProblem) -> int:
+    """Returns how many bf16 stand for one number in token tiles."""
+    return 2 if problem.dtype is DType.FP16 else 1
+
+
 def _panel_row_bytes(problem: MoEProblem) -> int:
-    return 2 * _align_up(problem.hidden_size, AMX_STEP)
+    return _num_parts(problem) * 2 * _align_up(problem.hidden_size, AMX_STEP)
 
 
 def _amx_block_tokens(problem: MoEProblem) -> int:
@@ -438,7 +450,8 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
             Buffer("sorted_pairs", 4 * problem.num_pairs),
             Buffer("groups", GROUP_BYTES * (1 + groups)),
             Buffer("panels", gate_up_items * choice.block_tokens * _panel_row_bytes(problem)),
-            Buffer("inter", slots * inter_row_bytes),
+            # In token tiles of fp16, two bf16 take the place of a float, 32 numbers at a time.
+            Buffer("inter", slots * 4 * _align_up(problem.intermediate_size, AMX_STEP)),
             *_row_buffers("x", choice.x_rows, num_x_rows, problem.hidden_size),
             *_row_buffers("y", choice.y_rows, slots, problem.intermediate_size),
             Buffer("sums", 4 * problem.num_tokens * down_ranges * choice.down_columns),

@@ -32,24 +32,23 @@ def choose(problem: GroupedGemmProblem, device: Device) -> CpuGroupedGemmChoice:
     tiles = not isinstance(down, CpuDownSpec)
     isa = down.isa if isinstance(down, CpuDownSpec) else CpuIsa.AMX_BF16
     wanted = max(1, cpu.ITEMS_PER_CORE * device.num_compute_units // cpu.max_groups(problem.second_half()))
+    pack = CpuPackSpec(
+        isa=isa,
+        dtype=problem.dtype,
+        w2_layout=down.w2_layout,
+        tiles=tiles,
+        few_pairs=down.few_pairs,
+        ids_dtype=down.ids_dtype,
+        has_expert_map=down.has_expert_map,
+    )
     return CpuGroupedGemmChoice(
-        moe=moe,
-        pack=CpuPackSpec(
-            isa=isa,
-            dtype=problem.dtype,
-            w2_layout=down.w2_layout,
-            tiles=tiles,
-            few_pairs=down.few_pairs,
-            ids_dtype=down.ids_dtype,
-            has_expert_map=down.has_expert_map,
-        ),
-        range_units=_align_up(-(-_num_units(problem.k, isa, problem.dtype) // wanted), UNITS_STEP),
+        moe=moe, pack=pack, range_units=_align_up(-(-_num_units(problem.k, pack) // wanted), UNITS_STEP)
     )
 
 
-def _num_units(k: int, isa: CpuIsa, dtype: DType) -> int:
-    """Returns the units of a row, each a pair of bf16 or one float (cpu/simd.hpp)."""
-    has_pairs = dtype is DType.BF16 and isa in (CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16)
+def _num_units(k: int, pack: CpuPackSpec) -> int:
+    """Returns the units of a row, each a pair of 16-bit numbers or one float (cpu/simd.hpp)."""
+    has_pairs = pack.tiles or (pack.dtype is DType.BF16 and pack.isa is CpuIsa.AVX512_BF16)
     return _align_up(-(-k // 2) if has_pairs else k, UNITS_STEP)
 
 
@@ -60,7 +59,7 @@ def _align_up(value: int, step: int) -> int:
 def launches(problem: GroupedGemmProblem, device: Device, choice: CpuGroupedGemmChoice) -> Plan:
     """Returns route (if there are many pairs), pack and down."""
     whole = cpu.launches(problem.second_half(), device, choice.moe)
-    num_ranges = -(-_num_units(problem.k, choice.pack.isa, problem.dtype) // choice.range_units)
+    num_ranges = -(-_num_units(problem.k, choice.pack) // choice.range_units)
     scalars = {
         **whole.launches[0].scalars,
         "range_units": choice.range_units,

@@ -90,10 +90,17 @@ def test_one_token_of_a_small_layer_takes_no_tiles():
         assert kernel == cpu.choose(moe_problem(num_tokens=tokens, **small), device).gate_up.KERNEL
 
 
-def test_tiles_multiply_bf16_only():
-    for dtype, kernel in ((DType.BF16, "cpu_gate_up_amx"), (DType.FP16, "cpu_gate_up"), (DType.FP32, "cpu_gate_up")):
-        choice = cpu.choose(moe_problem(dtype=dtype), cpu_device(cpu_isa=CpuIsa.AMX_BF16))
-        assert kernel == choice.gate_up.KERNEL
+def test_tiles_multiply_bf16_and_fp16_of_many_tokens():
+    cases = (
+        (DType.BF16, 8, "cpu_gate_up_amx"),
+        (DType.FP16, 8, "cpu_gate_up"),
+        (DType.FP16, 256, "cpu_gate_up_amx"),
+        (DType.FP32, 256, "cpu_gate_up"),
+    )
+    for dtype, tokens, kernel in cases:
+        problem = moe_problem(dtype=dtype, num_tokens=tokens, num_experts=8, top_k=2)
+        choice = cpu.choose(problem, cpu_device(cpu_isa=CpuIsa.AMX_BF16))
+        assert (kernel, dtype) == (choice.gate_up.KERNEL, choice.gate_up.dtype)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)

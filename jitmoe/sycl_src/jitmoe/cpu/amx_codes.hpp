@@ -6,6 +6,7 @@
 #pragma once
 
 #include <jitmoe/cpu/amx_form.hpp>
+#include <jitmoe/cpu/amx_split.hpp>
 #include <jitmoe/cpu/scales.hpp>
 
 namespace jitmoe::cpu {
@@ -76,6 +77,6 @@ template <class Config> struct TileCodes {
 // The tiles of a GEMM of `Config` with weights of that layout.
 template <class Config, Layout layout>
 using TilesOf = typename Conditional<Config::quantized, TileCodes<Config>,
-                                     TileWeights<Simd<CpuIsa::amx_bf16, DType::bf16>, layout>>::type;
+                                     TileWeights<Simd<CpuIsa::amx_bf16, Config::dtype>, layout>>::type;
 
 }  // namespace jitmoe::cpu

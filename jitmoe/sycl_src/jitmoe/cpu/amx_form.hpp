@@ -124,6 +124,10 @@ template <class S> struct TileWeights<S, Layout::kn> {
   }
 };
 
+// Into how many bf16 W cuts a number: 1, or 2 (cpu/amx_split.hpp), which lie beside each other in staged weights and in X.
+template <class W> inline constexpr int parts_of = 1;
+constexpr int kSplitBytes = 2 * 2 * amx::kRows * amx::kStep;  // of the high, or low, parts of 32 rows and one step
+
 // How often amx_form multiplies, at least.
 inline int64 multiplications(int num_tiles, int64 k) { return ceil_div(num_tiles, 3) * ceil_div(k, amx::kStep); }
 
@@ -134,7 +138,8 @@ template <class W, class Beside>
                                 const Beside& beside) {
   const bool in_place = W::in_place && w.num_rows[0] == amx::kRows && w.num_rows[1] == amx::kRows;
   const int passes = int(ceil_div(num_tiles, 3));
-  const int64 most = in_place ? kPieceK : kStagedK;
+  constexpr int parts = parts_of<W>;
+  const int64 most = in_place ? kPieceK : kStagedK / parts;
   Lines lines;
   int lines_per_step = 0;
   int64 piece_end = 0;
@@ -145,15 +150,17 @@ template <class W, class Beside>
       if (piece_end < k) lines = W::lines(w, piece_end, k - piece_end < kPieceK ? k - piece_end : kPieceK);
       else if (next != nullptr) lines = W::lines(*next, 0, k < kPieceK ? k : kPieceK);
       else lines = {};
-      lines_per_step = int(ceil_div(lines.count(), steps * passes));
+      const int64 staged_rows = ceil_div(steps * amx::kStep, most) * 2 * amx::kRows;
+      lines_per_step = int(ceil_div(lines.count(), parts == 1 ? steps * passes : staged_rows));
     }
     const int64 num_k = piece_end - k0 < most ? piece_end - k0 : most;
     const int64 direct_k = in_place ? num_k / amx::kStep * amx::kStep : 0;
     const int64 staged_k = align_up(num_k - direct_k, amx::kStep);
-    if (staged_k != 0) W::stage(w, k0 + direct_k, staged_k, k, staged);
+    if constexpr (parts == 2) W::stage(w, k0, staged_k, k, staged, [&] { lines.fetch(lines_per_step); });
+    else if (staged_k != 0) W::stage(w, k0 + direct_k, staged_k, k, staged);
     const auto pass = [&](auto tiles, int t) {
       constexpr int num_x = decltype(tiles)::value;
-      const uint32* const tokens = x + t * tile_units + k0 * (amx::kTokens / 2);
+      const uint32* const tokens = x + t * tile_units + k0 * (parts * amx::kTokens / 2);
       float* const at = sums + t * 2 * amx::kTileFloats;
       if (k0 == 0) amx::zero_sums<num_x>();
       else amx::load_sums<num_x>(at);
@@ -166,16 +173,22 @@ template <class W, class Beside>
 #pragma clang loop unroll(disable)
           for (int step = 0; step < together; ++step) {
             amx::multiply<num_x>(a0, a1, 2 * stride, b, tile_units);
-            lines.fetch(lines_per_step);
+            if constexpr (parts == 2) {  // high times high was that; now high times low and low times high
+              amx::multiply<num_x>(a0, a1, 2 * stride, b + amx::kTokenTileUnits, tile_units);
+              amx::multiply<num_x>(a0 + kSplitBytes, a1 + kSplitBytes, 2 * stride, b, tile_units);
+            }
+            if constexpr (parts == 1) lines.fetch(lines_per_step);
             beside();
-            a0 += 2 * amx::kStep, a1 += 2 * amx::kStep;
-            b += amx::kTokenTileUnits;
+            a0 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;
+            a1 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;
+            b += parts * amx::kTokenTileUnits;
           }
         }
       };
       if constexpr (W::in_place)
         run(w.first[0] + k0, w.first[1] + k0, w.stride, 0, direct_k / amx::kStep);
-      run(staged, staged + amx::kRows * kStagedK, kStagedK, direct_k, staged_k / amx::kStep);
+      if constexpr (parts == 2) run(staged, staged + amx::kRows * amx::kStep, amx::kStep, 0, staged_k / amx::kStep);
+      else run(staged, staged + amx::kRows * kStagedK, kStagedK, direct_k, staged_k / amx::kStep);
       amx::store_sums<num_x>(at);
     };
     for (int t = 0, left = passes; left > 0; --left) {  // as even as possible: 3 + 2 and 2 + 2 rather than 3 + 1

@@ -17,6 +17,8 @@
 // | sums          | [ranges][h_block / 32][M][32] | fp32    | workspace, a work-item's own columns
 // | out           | [M][H]                  | bf16          | row stride out_row_stride; caller's, may be hidden_states
 //
+// With fp16 instead of bf16, each number of the intermediate is two bf16 (cpu/amx_split.hpp).
+//
 // nd_range: (ranges of h_block columns), work-groups of 1 work-item. A step is 32 columns of one expert. Beside its
 // multiplications, the step before it is added to the sums, and its own sums and the next tokens are asked for.
 // Local memory: the sums of two steps, staged weights.
@@ -113,7 +115,7 @@ struct Ready {
 template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   using namespace down_amx;
   using W = TilesOf<Config, Config::w2_layout>;
-  static_assert(Config::dtype == DType::bf16, "tiles multiply bf16");
+  static_assert(Config::dtype == DType::bf16 || parts_of<W> == 2, "tiles multiply bf16");
   (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
   (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
@@ -130,7 +132,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
       args.sorted_pairs, args.groups, s->few);
 
   // Tensors.
-  const int64 inter_units = align_up(ceil_div(inner, 2), 16);
+  const int64 inter_units = parts_of<W> * align_up(ceil_div(inner, 2), 16);
   const auto* topk_weights = static_cast<const element_t<Config::weights_dtype>*>(args.topk_weights);
   auto* sums = static_cast<float*>(args.sums) + int64(range) * args.num_tokens * args.h_block;
   const int64 num_sums = int64(args.num_tokens) * args.h_block;
@@ -246,7 +248,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
 
   auto* const out = static_cast<uint16*>(args.out) + h0;
   for (int32 n = 0; n < columns; n += kColumns)
-    store_sums<S>(sums + int64(n) * args.num_tokens, kColumns, args.num_tokens,
+    store_sums<Simd<CpuIsa::amx_bf16, Config::dtype>>(sums + int64(n) * args.num_tokens, kColumns, args.num_tokens,
                   columns - n < kColumns ? columns - n : kColumns, out + n, args.out_row_stride);
 }
 

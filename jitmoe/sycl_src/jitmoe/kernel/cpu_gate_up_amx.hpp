@@ -12,6 +12,8 @@
 // | panels        | [num_items][block_tokens][H] | bf16 | workspace, token tiles of one work-item's current block
 // | inter         | [slots / 16][I / 2][16]      | bf16 pairs | workspace, token tiles (cpu/amx_form.hpp), zero past I
 //
+// With fp16 instead of bf16, each number of panels and intermediate is two bf16 (cpu/amx_split.hpp).
+//
 // nd_range: (num_items), work-groups of 1 work-item, which have equal shares of all rows of all active experts
 // (cpu/shares.hpp). A step is 16 gate rows and the same 16 up rows, whose product tiles meet in the activation, or 32 rows
 // without a gate.
@@ -98,22 +100,24 @@ struct Block {
   bool is_last_of_group() const { return done + num_tokens == group.tokens; }
 };
 
-// Stores unit u of the intermediate of one step's 32 rows and 16 tokens, sums[32][16].
+// Stores unit u of the intermediate of one step's 32 rows and 16 tokens, sums[32][16], rounded.
 template <class Config>
 [[gnu::noinline]] void store_activated(const float* sums, int u, epilogue::ActivationNumbers numbers, uint32* unit) {
   using H = Halves<Config::gate_up>;
-  Vec<uint32, 16> bits[2];
+  S::floats value[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float* const gate = sums + (2 * u + i) * H::rows_per_i * amx::kTokens;
     const float* const up = gate + (H::interleaved ? 1 : amx::kRows) * amx::kTokens;
     if constexpr (H::gated)
-      bits[i] = bf16_bits<16>(epilogue::activate_gated<Config::activation, 16>(load<S::floats>(gate),
-                                                                               load<S::floats>(up), numbers));
+      value[i] = epilogue::activate_gated<Config::activation, 16>(load<S::floats>(gate), load<S::floats>(up), numbers);
     else
-      bits[i] = bf16_bits<16>(epilogue::activate_ungated<Config::activation, 16>(load<S::floats>(gate), numbers));
+      value[i] = epilogue::activate_ungated<Config::activation, 16>(load<S::floats>(gate), numbers);
   }
-  store(unit, bits[0] | (bits[1] << 16));
+  if constexpr (Config::dtype == DType::fp16)
+    store_split(SplitFloats(round_to<DType::fp16, 16>(value[0])), SplitFloats(round_to<DType::fp16, 16>(value[1])), unit);
+  else
+    store(unit, bf16_bits<16>(value[0]) | (bf16_bits<16>(value[1]) << 16));
 }
 
 }  // namespace gate_up_amx
@@ -122,7 +126,8 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   using namespace gate_up_amx;
   using W = TilesOf<Config, Config::w1_layout>;
   using H = Halves<Config::gate_up>;
-  static_assert(Config::dtype == DType::bf16, "tiles multiply bf16");
+  static_assert(Config::dtype == DType::bf16 || parts_of<W> == 2, "tiles multiply bf16");
+  constexpr int parts = parts_of<W>;
   (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
   (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
@@ -141,7 +146,9 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   // Tensors.
   const int64 panel_units = align_up(ceil_div(hidden, 2), 16);
   const int64 inter_units = align_up(ceil_div(inner, 2), 16);
-  auto* const panel = static_cast<uint32*>(args.panels) + int64(item) * args.block_tokens * panel_units;
+  const int64 panel_dwords = parts * panel_units * amx::kTokens;  // of a tile
+  const int64 inter_dwords = parts * inter_units * amx::kTokens;
+  auto* const panel = static_cast<uint32*>(args.panels) + int64(item) * args.block_tokens / amx::kTokens * panel_dwords;
   auto* const inter = static_cast<uint32*>(args.inter);
   const auto rows_of = [&](int32 expert, int64 step) {
     const int64 to_row = Config::w1_layout == Layout::nk ? args.w1_stride : 1;
@@ -196,12 +203,14 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   // The step before the present one, whose sums are not yet stored: sums[tile][32][16] become unit u of each tile.
   constexpr int units_per_step = step_rows / 2;
   const float* ready = nullptr;
-  uint32* units = nullptr;
+  uint32* ready_tiles = nullptr;
+  int64 ready_unit = 0;
+  const auto unit_at = [](int64 u) { return parts == 2 ? split_unit(u) : u * amx::kTokens; };
   Pace storing;
   const auto store_unit = [&](int64 i) {
     const int64 tile = i / units_per_step, u = i % units_per_step;
     store_activated<Config>(ready + tile * 2 * amx::kTileFloats, int(u), {args.swiglu_alpha, args.swiglu_limit},
-                            units + (tile * inter_units + u) * amx::kTokens);
+                            ready_tiles + tile * inter_dwords + unit_at(ready_unit + u));
   };
   int parity = 0;
   while (block.num_tokens != 0) {
@@ -229,9 +238,11 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
               static_cast<const element_t<Config::weights_dtype>*>(
                   args.topk_weights)[pair / args.top_k * args.topk_weights_row_stride + pair % args.top_k]);
       }
-      pack_panel<S>(tokens, amx::kTokens, hidden, 0, panel_units, panel + tile * panel_units * amx::kTokens);
+      uint32* const tile_units = panel + tile * panel_dwords;
+      if constexpr (parts == 2) pack_split(tokens, hidden, 0, panel_units, tile_units);
+      else pack_panel<S>(tokens, amx::kTokens, hidden, 0, panel_units, tile_units);
     }
-    uint32* const tiles = inter + (block.group.slot + block.done) * inter_units;
+    uint32* const tiles = inter + (block.group.slot + block.done) / amx::kTokens * inter_dwords;
     for (int64 step = block.first; step < block.last; ++step) {
       // GEMM.
       typename W::Rows next;
@@ -241,7 +252,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       else if (block.group_idx + 1 < routing.num_groups) next = rows_of(routing.groups[block.group_idx + 1].expert, 0);
       else has_next = false;
       float* const sums = s->sums[parity];
-      amx_form<W>(rows_of(block.group.expert, step), has_next ? &next : nullptr, panel, panel_units * amx::kTokens,
+      amx_form<W>(rows_of(block.group.expert, step), has_next ? &next : nullptr, panel, panel_dwords,
                   num_tiles, hidden, sums, s->staged, [&] {
                     storing.turn(store_unit);
                     if (step >= ask_from) asking.turn(ask);
@@ -272,13 +283,16 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
           epilogue::affine_rows<S>(s->affine, 0, 2 * amx::kRows, tile * amx::kTokens, amx::kTokens,
                                    sums + tile * 2 * amx::kTileFloats);
       ready = sums;
-      units = tiles + step * units_per_step * amx::kTokens;
+      ready_tiles = tiles;
+      ready_unit = step * units_per_step;
       storing = Pace(num_tiles * units_per_step, turns);
       parity ^= 1;
       if (H::gated && step + 1 == num_steps && num_steps % 2 != 0)  // a tile of the second GEMM reads 32 elements
         for (int tile = 0; tile < num_tiles; ++tile)
-          for (int u = units_per_step; u < 2 * units_per_step; ++u)
-            store(units + (tile * inter_units + u) * amx::kTokens, S::units(0u));
+          for (int u = units_per_step; u < 2 * units_per_step; ++u) {
+            uint32* const unit = tiles + tile * inter_dwords + unit_at(ready_unit + u);
+            for (int part = 0; part < parts; ++part) store(unit + part * amx::kTokenTileUnits, S::units(0u));
+          }
     }
     block = after;
   }
