@@ -200,6 +200,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
       const int64 steps = ceil_div(columns, kColumns), most = ceil_div(kSoonBytes, 2 * kColumns * inner);
       const int64 asking_steps = steps < most ? steps : most;
       Pace asking_tokens(soon.count(), asking_steps * turns);
+      const auto ask_tokens = [&](int64) { soon.fetch(1); };
       for (int32 n = 0; n < columns; n += kColumns) {
         // GEMM.
         typename W::Rows next;
@@ -212,14 +213,18 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         float* const products = s->sums[step_parity];
         float* const step_sums = sums + int64(n) * args.num_tokens;
         Pace asking_sums(num_tokens, turns);
+        const auto ask_sums = [&](int64 t) {
+          prefetch(step_sums + int64(block.tokens[t]) * kColumns);
+          prefetch(step_sums + int64(block.tokens[t]) * kColumns + amx::kRows);
+        };
+        if constexpr (Config::few_pairs) asking_tokens.finish(ask_tokens);
         amx_form<W>(rows_of(group.expert, n), has_next ? &next : nullptr, tiles, inter_units * amx::kTokens, num_tiles,
                     inner, products, s->staged, [&] {
-                      adding.turn(add);
-                      asking_sums.turn([&](int64 t) {
-                        prefetch(step_sums + int64(block.tokens[t]) * kColumns);
-                        prefetch(step_sums + int64(block.tokens[t]) * kColumns + amx::kRows);
-                      });
-                      if (n >= (steps - asking_steps) * kColumns) asking_tokens.turn([&](int64) { soon.fetch(1); });
+                      if constexpr (!Config::few_pairs) {  // else memory decides, and prefetches of weights go first
+                        adding.turn(add);
+                        asking_sums.turn(ask_sums);
+                        if (n >= (steps - asking_steps) * kColumns) asking_tokens.turn(ask_tokens);
+                      }
                     });
         adding.finish(add);
         // Epilogue.

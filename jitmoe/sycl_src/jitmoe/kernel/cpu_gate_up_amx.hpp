@@ -254,8 +254,10 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       float* const sums = s->sums[parity];
       amx_form<W>(rows_of(block.group.expert, step), has_next ? &next : nullptr, panel, panel_dwords,
                   num_tiles, hidden, sums, s->staged, [&] {
-                    storing.turn(store_unit);
-                    if (step >= ask_from) asking.turn(ask);
+                    if constexpr (!Config::few_pairs) {  // else memory decides, and prefetches of weights go first
+                      storing.turn(store_unit);
+                      if (step >= ask_from) asking.turn(ask);
+                    }
                   });
       storing.finish(store_unit);
       // Epilogue.
