@@ -262,7 +262,7 @@ inline void lanes_tile(const uint32* part, const uint8* const (&w)[NR], int64 ah
   using sums = typename S::sums;
   using units = typename S::units;
   constexpr int kLineUnits = 16;
-  constexpr int kUnroll = 4;
+  constexpr int kUnroll = TV == TileShape<S>::lanes_form_vectors ? 2 : 1;  // 4 take a quarter longer to compile
   sums acc[NR][TV];
 #pragma unroll
   for (int n = 0; n < NR; ++n)
@@ -287,22 +287,20 @@ inline void lanes_tile(const uint32* part, const uint8* const (&w)[NR], int64 ah
     }
   };
   int64 u = 0;
-  while (u + kLineUnits <= num_units) {
+  while (u < num_units) {
     if (ahead != 0)
 #pragma unroll
       for (int n = 0; n < NR; ++n) prefetch(w[n] + u * 4 + ahead);
     soon.fetch();
-    const int64 line_end = u + kLineUnits;
+    const int64 line_end = u + kLineUnits < num_units ? u + kLineUnits : num_units;
+    if constexpr (kUnroll > 1)
 #pragma clang loop unroll(disable)
-    for (; u < line_end; u += kUnroll)
+      for (; u + kUnroll <= line_end; u += kUnroll)
 #pragma unroll
-      for (int i = 0; i < kUnroll; ++i) multiply(u + i);
+        for (int i = 0; i < kUnroll; ++i) multiply(u + i);
+#pragma clang loop unroll(disable)
+    for (; u < line_end; ++u) multiply(u);
   }
-  if (u < num_units && ahead != 0)
-#pragma unroll
-    for (int n = 0; n < NR; ++n) prefetch(w[n] + u * 4 + ahead);
-#pragma clang loop unroll(disable)
-  for (; u < num_units; ++u) multiply(u);
 #pragma unroll
   for (int v = 0; v < TV; ++v) {
     const floats token_scale = scaled && scales.tokens ? load<floats>(scales.tokens + v * S::lanes) : floats(1.0f);
