@@ -134,7 +134,40 @@ def transformers_experts(implementation: str) -> Callable[..., Call]:
     return peer
 
 
+_own_weights: dict[tuple[int, str], tuple[Any, Any]] = {}
+
+
+def own(quantize: Callable[[torch.Tensor], Any], **options: Any) -> Callable[..., Call]:
+    """jitmoe itself with these weights in another format, an expert at a time: fp32 copies of all may not fit."""
+
+    def peer(x: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Call:
+        key = (w1.data_ptr(), repr(quantize))
+        if key not in _own_weights:
+            parts = [[quantize(w[e : e + 1]) for e in range(w.shape[0])] for w in (w1, w2)]
+            _own_weights[key] = tuple(  # type: ignore[assignment]  # two of them
+                dataclasses.replace(
+                    each[0],
+                    data=torch.cat([one.data.view(torch.uint8) for one in each]).view(each[0].data.dtype),
+                    scale=torch.cat([one.scale.view(torch.uint8) for one in each]).view(each[0].scale.dtype),
+                )
+                for each in parts
+            )
+        q1, q2 = _own_weights[key]
+        return lambda: jitmoe.fused_moe(x, q1, q2, topk_weights, topk_ids, **options)
+
+    return peer
+
+
+QUANTIZED = {
+    "jitmoe_int8": own(jitmoe.quantize_int8),
+    "jitmoe_int8_w8a8": own(jitmoe.quantize_int8, input_quant="int8"),
+    "jitmoe_fp8": own(jitmoe.quantize_fp8),
+    "jitmoe_int4": own(jitmoe.quantize_int4),
+    "jitmoe_mxfp4": own(jitmoe.quantize_mxfp4),
+    "jitmoe_mxfp8": own(jitmoe.quantize_mxfp8),
+}
 PEERS = {
+    **QUANTIZED,
     "eager": eager,
     "compile": compiled,
     "grouped": grouped,
@@ -340,7 +373,8 @@ def text_of(cell: dict[str, Any], tolerance: float) -> str:
     parts = []
     for name, milliseconds in cell["milliseconds"].items():
         share = f" {cell['share'][name] * 100:.0f}%" if "share" in cell else ""
-        wrong = "" if cell["error"][name] <= tolerance else f" WRONG {cell['error'][name]:.0e}"
+        error = cell["error"][name]
+        wrong = "" if error <= tolerance else f" error {error:.0e}" if name in QUANTIZED else f" WRONG {error:.0e}"
         parts.append(f"{name} {milliseconds:.3f} ms{share}{wrong}")
     limits = ""
     if "read_gb_s" in cell:
@@ -426,6 +460,7 @@ def main() -> int:
                     print(f"{model.name} {dtype} {routing} M={m}: {text_of(cell, TOLERANCES[dtype])}", flush=True)
                     cells.append({"model": model.name, "dtype": dtype, "routing": routing, "tokens": m} | cell)
             _zentorch_weights.clear()
+            _own_weights.clear()
     if "eager" in options.peers:
         ratios = [
             c["milliseconds"]["eager"] / c["milliseconds"]["jitmoe"] for c in cells if "eager" in c["milliseconds"]

@@ -44,11 +44,11 @@ AMX_ITEMS_PER_CORE_OF_FEW = 16  # up to AMX_FEW_TOKENS: a work-item left over at
 AMX_FEW_TOKENS = 64
 # Every work-item of down reads the whole intermediate. Two per core leave one idle at the end if the other is slower.
 AMX_DOWN_ITEMS_PER_CORE = 4
-# One token of less weights than this is not worth setting up tiles: 50 instead of 75 us for 384 KiB (2 cores with AMX).
-AMX_MIN_BYTES = 1 << 20
 # Tokens per expert from which on fp16 is worth cutting into two bf16: at 2 it takes 1.4 times as long, at 8 0.9 times.
 SPLIT_MIN_TOKENS = 6
 MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
+CHUNK_K = 128  # kChunkK in cpu/chunk_rows.hpp
+CHUNK_PARTS = (32, 64)  # blocks of 4-bit codes that are shorter than a chunk
 # What constants that nobody looks at are: one binary for all.
 _NO_FORMAT = WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=0, block_k=0)
 ROW_STEP = 64  # prepared rows are a multiple of this many elements apart
@@ -180,10 +180,9 @@ def _takes_tiles(problem: MoEProblem) -> bool:
         return not forms and {problem.w1_layout, problem.w2_layout} == {Layout.NK} and has_many
     if problem.dtype is not DType.BF16:
         return False
-    if forms and problem.num_pairs <= FEW_PAIRS:  # codes are multiplied while they are read, instead of being staged
-        return False
-    per_expert = 2 * problem.hidden_size * (problem.w1_rows + problem.intermediate_size)
-    if problem.num_tokens == 1 and max_groups(problem) * per_expert < AMX_MIN_BYTES:
+    # About one token per expert: rows are multiplied while they are read, in the order in which they are stored.
+    rows_are_dense = problem.w1_layout is Layout.NK and problem.w2_layout is Layout.NK
+    if rows_are_dense and problem.num_pairs <= max(problem.num_experts, FEW_PAIRS if forms else 0):
         return False
     return all(form.block_k % AMX_STEP == 0 and not form.has_k_order for form in forms)
 
@@ -203,6 +202,7 @@ def _tiles_gemm(problem: MoEProblem, quant: WeightQuant | None) -> dict[str, Any
         "block_k": form.block_k,
         "scale_block_k": form.block_k,
         "input_block_k": 0,
+        "chunk_rows": False,
     }
 
 
@@ -237,7 +237,20 @@ def _gemm(problem: MoEProblem, isa: CpuIsa, quant: WeightQuant | None, plain_dty
         "block_k": block_k,
         "scale_block_k": scale_block_k,
         "input_block_k": problem.input_block_k,
+        "chunk_rows": isa is CpuIsa.AVX512_BF16 and form is not None and _takes_chunks(problem, form),
     }
+
+
+def _takes_chunks(problem: MoEProblem, form: WeightFormat) -> bool:
+    """Whether few tokens are multiplied chunk by chunk: exact enough, and codes and blocks are what it needs."""
+    if problem.dtype is DType.FP32 or problem.input_quant is not None:
+        return False
+    has_whole_chunks = form.block_k % CHUNK_K == 0
+    if form.encoding is Encoding.E4M3:
+        return has_whole_chunks and problem.dtype is DType.BF16
+    return (form.encoding is Encoding.INT8 and has_whole_chunks) or (
+        form.bits == 4 and (has_whole_chunks or form.block_k in CHUNK_PARTS)
+    )
 
 
 def _quad_block_k(block_k: int) -> int:

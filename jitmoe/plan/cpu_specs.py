@@ -87,6 +87,7 @@ class CpuGemmSpec(KernelSpec):
     block_k: int  # elements of K whose sums are scaled together; 0: all
     scale_block_k: int  # elements of K that share a weight scale; 0: all
     input_block_k: int  # elements of K that share an input scale; 0: all
+    chunk_rows: bool  # few tokens are multiplied chunk by chunk (``cpu/chunk_rows.hpp``)
     weight_on_input: bool
     weights_dtype: DType  # looked at by the GEMM that multiplies by the routing weight
     has_bias: bool

@@ -212,3 +212,33 @@ def test_same_bits_every_time(tokens):
     for options in ({}, {"input_quant": "int8"}):
         first = jitmoe.fused_moe(*arguments, **options)
         assert all(torch.equal(jitmoe.fused_moe(*arguments, **options), first) for _ in range(3))
+
+
+@pytest.mark.parametrize("encoding", [Encoding.INT8, Encoding.INT4, Encoding.E2M1], ids=lambda e: e.value)
+def test_long_rows_with_outliers(encoding):
+    """More K than fixed-point inputs are prepared at a time, one to five tokens per expert, and one channel that is
+    so large that the rest of its chunk has few bits."""
+    hidden, inner, experts = 4096 + 200, 48, 4
+    weights = form(encoding, 1, WHOLE if encoding is Encoding.INT8 else 32)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(5, hidden, generator=generator)
+    x[:, 77] *= 500.0
+    w1 = quantize_weights(torch.randn(experts, 2 * inner, hidden, generator=generator) * hidden**-0.5, weights)
+    w2 = quantize_weights(torch.randn(experts, hidden, inner, generator=generator) * inner**-0.5, weights)
+    ids = torch.tensor([[0, 1], [0, 2], [0, 2], [0, 3], [0, 3]])
+    for dtype in (torch.bfloat16, torch.float16):
+        check((x.to(dtype), w1, w2, torch.rand(5, 2, generator=generator), ids))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_stay_in_their_row(bad):
+    weights = form(Encoding.INT4, 1, 32)
+    arguments = tensors(FEW, (weights, weights))
+    clean = jitmoe.fused_moe(*arguments)
+    arguments[0][1, 5] = bad
+    arguments[0][2] = 0.0
+    result = jitmoe.fused_moe(*arguments)
+    assert not result[1].isfinite().any()
+    assert not result[2].any()
+    others = [0, *range(3, FEW)]
+    assert torch.equal(result[others], clean[others])

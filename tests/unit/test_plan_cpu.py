@@ -10,6 +10,7 @@ from helpers.builders import cpu_device, moe_problem
 
 from jitmoe.device import CpuIsa
 from jitmoe.plan import cpu
+from jitmoe.problems.formats import Encoding, WeightFormat
 from jitmoe.problems.fused_moe import DType, Layout
 from jitmoe.source import INCLUDE_DIR
 
@@ -27,6 +28,7 @@ def constant(header: str, name: str) -> int:
         ("cpu/routing.hpp", "kSlotGranule", cpu.SLOT_GRANULE),
         ("kernel/cpu_gate_up.hpp", "kMaxRows", cpu.MAX_GATE_UP_ROWS),
         ("kernel/cpu_down.hpp", "kMaxColumns", cpu.MAX_DOWN_COLUMNS),
+        ("cpu/chunk_rows.hpp", "kChunkK", cpu.CHUNK_K),
         ("cpu/amx_form.hpp", "kMaxTiles", cpu.AMX_MAX_TILES),
         ("cpu/amx.hpp", "kTokens", cpu.AMX_TILE),
         ("cpu/amx.hpp", "kRows", cpu.AMX_TILE),
@@ -60,7 +62,7 @@ def test_ranges_cover_the_problem_and_fit_the_kernels(problem, cores):
     assert (down.global_size[0] - 1) * choice.down_columns < problem.hidden_size
 
 
-WITH_TILES = [problem for problem in PROBLEMS if problem.num_tokens > 1 or problem.hidden_size >= 2048]
+WITH_TILES = [problem for problem in PROBLEMS if problem.num_pairs > problem.num_experts]
 
 
 @pytest.mark.parametrize("problem", WITH_TILES, ids=str)
@@ -83,11 +85,40 @@ def test_tiles_cover_the_problem_and_fit_the_kernels(problem, cores):
     assert sizes["sums"] >= 4 * problem.num_tokens * choice.down_columns * down.global_size[0]
 
 
-def test_one_token_of_a_small_layer_takes_no_tiles():
-    small = {"hidden_size": 256, "intermediate_size": 128, "num_experts": 8, "top_k": 2}
+def test_a_token_per_expert_takes_no_tiles():
+    sizes = {"num_experts": 8, "top_k": 2}
     device = cpu_device(cpu_isa=CpuIsa.AMX_BF16)
-    for tokens, kernel in ((1, "cpu_gate_up"), (2, "cpu_gate_up_amx")):
-        assert kernel == cpu.choose(moe_problem(num_tokens=tokens, **small), device).gate_up.KERNEL
+    for tokens, kernel in ((1, "cpu_gate_up"), (4, "cpu_gate_up"), (5, "cpu_gate_up_amx")):
+        assert kernel == cpu.choose(moe_problem(num_tokens=tokens, **sizes), device).gate_up.KERNEL
+    transposed = moe_problem(num_tokens=1, w1_layout=Layout.KN, w2_layout=Layout.KN, **sizes)
+    assert cpu.choose(transposed, device).gate_up.KERNEL == "cpu_gate_up_amx"
+
+
+def quantized(encoding: Encoding, block_k: int, **sizes):
+    form = WeightFormat(encoding=encoding, scale_dtype=DType.FP32, block_n=1, block_k=block_k)
+    return moe_problem(w1_quant=form.dense(1, 1), w2_quant=form.dense(1, 1), **sizes)
+
+
+@pytest.mark.parametrize(
+    ("problem", "isa", "expected"),
+    [
+        (quantized(Encoding.INT8, 0), CpuIsa.AMX_BF16, True),
+        (quantized(Encoding.INT8, 32), CpuIsa.AMX_BF16, False),  # blocks of 8-bit codes are not lanes of a chunk
+        (quantized(Encoding.INT4, 32), CpuIsa.AVX512_BF16, True),
+        (quantized(Encoding.INT4, 48), CpuIsa.AVX512_BF16, False),
+        (quantized(Encoding.E2M1, 128, dtype=DType.FP16), CpuIsa.AVX512_BF16, True),
+        (quantized(Encoding.E2M1, 128, dtype=DType.FP32), CpuIsa.AVX512_BF16, False),  # 16 bits are too few
+        (quantized(Encoding.E4M3, 128), CpuIsa.AVX512_BF16, True),
+        (quantized(Encoding.E4M3, 32), CpuIsa.AVX512_BF16, False),
+        (quantized(Encoding.E4M3, 128, dtype=DType.FP16), CpuIsa.AVX512_BF16, False),  # products of bf16
+        (quantized(Encoding.E5M2, 128), CpuIsa.AVX512_BF16, False),
+        (quantized(Encoding.INT4, 128), CpuIsa.AVX512, False),
+        (moe_problem(), CpuIsa.AVX512_BF16, False),
+    ],
+    ids=str,
+)
+def test_which_codes_are_multiplied_in_chunks(problem, isa, expected):
+    assert cpu.choose(problem, cpu_device(cpu_isa=isa)).gate_up.chunk_rows is expected
 
 
 def test_tiles_multiply_bf16_and_fp16_of_many_tokens():

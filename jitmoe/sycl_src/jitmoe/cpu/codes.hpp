@@ -121,6 +121,17 @@ template <Encoding encoding, int lanes> inline Vec<float, lanes> fp8_floats(Vec<
   return bit_cast<F>(bit_cast<Vec<uint32, lanes>>(value) | ((code & 0x80u) << 24));
 }
 
+// Words that hold sign-extended FP8 codes, as bf16.
+template <Encoding encoding> inline Vec<uint32, 16> fp8_pairs(Vec<uint32, 16> codes) {
+  using Form = Fp8<encoding>;
+  using U = Vec<uint32, 16>;
+  const U magnitude = (codes << Form::shift) & ((0x7fu << Form::shift) * 0x10001u);
+  const U key = add_words(magnitude, U(0xff80ff80u));  // subnormals wrap around
+  const U limit = U((Form::first_special - 0x80u) * 0x10001u);
+  const U value = look_up_some(magnitude + Form::bias * 0x10001u, key, limit, codes, Form::table());
+  return value | (codes & 0x80008000u);
+}
+
 // Codes of a quantized format.
 template <class S_, Encoding encoding, bool has_zero_point> struct Codes {
   using S = S_;
@@ -174,13 +185,7 @@ template <class S_, Encoding encoding, bool has_zero_point> struct Codes {
       const auto odd = bit_cast<units>(__builtin_convertvector((both << 16) >> 24, floats));
       return odd | (even >> 16);
     } else if constexpr (bits == 8) {
-      using Form = Fp8<encoding>;
-      const auto codes = sign_extended(at);
-      const units magnitude = (codes << Form::shift) & ((0x7fu << Form::shift) * 0x10001u);
-      const units key = add_words(magnitude, units(0xff80ff80u));  // subnormals wrap around
-      const units limit = units((Form::first_special - 0x80u) * 0x10001u);
-      const units value = look_up_some(magnitude + Form::bias * 0x10001u, key, limit, codes, Form::table());
-      return value | (codes & 0x80008000u);
+      return fp8_pairs<encoding>(sign_extended(at));
     } else {
       const auto bytes = __builtin_convertvector(cpu::load<Vec<uint8, 16>>(at), units);
       const units codes = bytes | (bytes << 12);

@@ -68,6 +68,8 @@ template <class Config, class Args> inline WeightScales second_scales(const Args
           args.w2_block_n};
 }
 
+constexpr int kScaleRowsAhead = 4;  // rows whose scales are asked for while one's are read
+
 template <class Config> struct Blocks {
   static constexpr int block_k = Config::block_k;
   static constexpr bool has_zero_point = Config::has_zero_point;
@@ -84,11 +86,19 @@ template <class Config> struct Blocks {
   template <class W> void read(int64 n, int64 b, int count, float* scale, uint32* zero) const {
     const int64 block = (weights.row + n) / weights.block_n;
     const auto* scales = static_cast<const element_t<Config::scale_dtype>*>(weights.scale) + block * weights.n_stride;
+    prefetch(scales + k_index(b) * weights.k_stride + kScaleRowsAhead * weights.n_stride);
     int i = 0;
     if constexpr (one_to_one)
-      if (weights.k_stride == 1)
-        for (; i + W::S::lanes <= count; i += W::S::lanes)
-          store(scale + i, scale_floats<Config::scale_dtype, W::S::lanes>(scales + b + i));
+      if (weights.k_stride == 1) {
+        const auto vectors = [&](auto width) {
+          constexpr int lanes = decltype(width)::value;
+          for (; i + lanes <= count; i += lanes)
+            store(scale + i, scale_floats<Config::scale_dtype, lanes>(scales + b + i));
+        };
+        vectors(Int<W::S::lanes>{});
+        if constexpr (W::S::lanes > 4) vectors(Int<W::S::lanes / 2>{});
+        if constexpr (W::S::lanes > 8) vectors(Int<W::S::lanes / 4>{});
+      }
 #pragma clang loop unroll(disable)
     for (; i < count; ++i) scale[i] = to_float<Config::scale_dtype>(scales[k_index(b + i) * weights.k_stride]);
     if constexpr (Config::has_zero_point) {

@@ -47,39 +47,53 @@ template <class S> struct Panel {
   }
 };
 
-// Weights that are needed next, asked for in storage order while others are multiplied. Rows of row_bytes.
-struct Ahead {
-  const uint8* row;
-  int64 row_bytes;
-  int64 stride;
-  int64 column = 0;
+// The weight rows that one tile of the rows form multiplies together lie apart, at the same place of N equal parts of all
+// rows. So there are N streams of weights that go on where the tile before ended, each in pages of its own: what the
+// hardware sees patterns in, and a few lines ahead of it are asked for.
+constexpr int kStreamAhead = 1024;  // bytes
 
-  Ahead(const uint8* first, int64 bytes, int64 to_next)
-      : row(first), row_bytes(to_next == bytes ? int64(1) << 62 : bytes), stride(to_next) {}
+template <int N> struct Streams {
+  int64 first, apart, num_rows;
 
-  template <int lines> void fetch() {
+  int64 row(int n) const { return first + n * apart; }
+  bool has(int n) const { return row(n) < num_rows; }
+  int64 row_or_last(int n) const { return has(n) ? row(n) : num_rows - 1; }
+
+  // Stores what belongs to the rows at their places.
+  void scatter(Vec<float, N> values, bool accumulate, float* to) const {
 #pragma unroll
-    for (int i = 0; i < lines; ++i) prefetch(row + column + 64 * i);
-    column += 64 * lines;
-    if (column >= row_bytes) {
-      row += stride;
-      column = 0;
-    }
+    for (int n = 0; n < N; ++n)
+      if (has(n)) to[row(n)] = accumulate ? to[row(n)] + values[n] : values[n];
   }
 };
 
 template <int R, int N> struct RowsResult { Vec<float, N> token[R]; };
 
-// rows form: token[r][n] = sum over k of a[r][k] * w[n][k] for num_n <= N rows; missing rows repeat the last one. The rows
-// are those of `blocks` from n0 on. Rows and tokens are addressed by bytes.
+// The lanes of the sums [R][N] of a tile, added up; whole registers of them are summed together.
+template <int lanes, int R, int N> inline RowsResult<R, N> sum_tile(const Vec<float, lanes> (&sums)[R * N]) {
+  constexpr int together = R * N < lanes ? R * N : lanes;
+  RowsResult<R, N> total;
+#pragma unroll
+  for (int i = 0; i < R * N; i += together) {
+    Vec<float, lanes> group[together];  // a copy: results whose address is taken would not stay in registers
+#pragma unroll
+    for (int j = 0; j < together; ++j) group[j] = sums[i + j];
+    const auto part = sum_lanes<lanes, together>(group);
+    __builtin_memcpy(reinterpret_cast<float*>(&total) + i, &part, sizeof(part));
+  }
+  return total;
+}
+
+// rows form: token[r][n] = sum over k of a[r][k] * w[row n][k]; missing rows repeat the last one. The rows of w are those
+// of `blocks`. Rows and tokens are addressed by bytes.
 template <class W, class A, int R, int N, class B>
-inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, int num_n, Ahead ahead, const B& blocks, int64 n0,
+inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, Streams<N> rows, const B& blocks,
                                   const uint8* const (&a)[R], const TokenScales (&scales)[R], int64 k) {
   using S = typename W::S;
   using floats = typename S::floats;
   using sums = typename S::sums;
   constexpr int step = S::step;
-  constexpr int lines = N * W::step_bytes < 64 ? 1 : N * W::step_bytes / 64;
+  constexpr int steps_per_line = W::step_bytes < 64 ? 64 / W::step_bytes : 1;
   const uint8* row[N];
   const uint8* token[R];
   uint8 w_tail[N][W::step_bytes];
@@ -88,7 +102,7 @@ inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, int num_n, Ahe
 #pragma unroll
     for (int r = 0; r < R; ++r) token[r] = a[r] + from * A::bits / 8;
 #pragma unroll
-    for (int n = 0; n < N; ++n) row[n] = w + w_stride * (n < num_n ? n : num_n - 1) + from * W::bits / 8;
+    for (int n = 0; n < N; ++n) row[n] = w + w_stride * rows.row_or_last(n) + from * W::bits / 8;
   };
   const auto multiply = [&](sums (&acc)[R * N], int64 from, int64 to, const uint32 (&zero)[N]) {
     for (int64 at = from; at < to; at += step) {
@@ -102,7 +116,11 @@ inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, int num_n, Ahe
           token[r] = a_tail[r];
         }
       }
-      ahead.template fetch<lines>();
+      if (steps_per_line == 1 || at / step % steps_per_line == 0)
+#pragma unroll
+        for (int n = 0; n < N; ++n)
+#pragma unroll
+          for (int line = 0; line < W::step_bytes * steps_per_line; line += 64) prefetch(row[n] + kStreamAhead + line);
       typename S::units weights[N];
 #pragma unroll
       for (int n = 0; n < N; ++n) {
@@ -134,7 +152,7 @@ inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, int num_n, Ahe
     for (int64 b0 = 0; b0 < num_blocks; b0 += at_once) {
       const int count = int(num_blocks - b0 < at_once ? num_blocks - b0 : at_once);
       for (int n = 0; n < N; ++n)
-        blocks.template read<W>(n0 + (n < num_n ? n : num_n - 1), b0, count, scale[n], zero[n]);
+        blocks.template read<W>(rows.row_or_last(n), b0, count, scale[n], zero[n]);
 #pragma clang loop unroll(disable)
       for (int i = 0; i < count; ++i) {
         const int64 from = (b0 + i) * B::block_k;
@@ -167,18 +185,7 @@ inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, int num_n, Ahe
       }
     }
   }
-  // Whole registers of accumulators are summed together.
-  constexpr int together = R * N < S::lanes ? R * N : S::lanes;
-  RowsResult<R, N> total;
-#pragma unroll
-  for (int i = 0; i < R * N; i += together) {
-    floats group[together];  // a copy: results whose address is taken would not stay in registers
-#pragma unroll
-    for (int j = 0; j < together; ++j) group[j] = result[i + j];
-    const auto part = sum_lanes<S::lanes, together>(group);
-    __builtin_memcpy(reinterpret_cast<float*>(&total) + i, &part, sizeof(part));
-  }
-  return total;
+  return sum_tile<S::lanes, R, N>(result);
 }
 
 // rows form over `num_matrices` matrices of num_n rows and num_tokens tokens: c[m][t * c_stride + n]. Weights that
@@ -190,7 +197,7 @@ inline void rows_form(const uint8* const (&w)[num_matrices], int64 w_stride, int
                       float* const (&c)[num_matrices], int c_stride) {
   using Shape = TileShape<typename W::S, B::block_k != 0>;
   constexpr int T = Shape::rows_form_tokens;
-  const auto pass = [&](auto tokens_in_tile, auto rows_in_tile, int m, int t0, int n0) {
+  const auto pass = [&](auto tokens_in_tile, auto rows_in_tile, int m, int t0, int64 n0) {
     constexpr int R = decltype(tokens_in_tile)::value;
     constexpr int N = decltype(rows_in_tile)::value;
     const uint8* tokens[R];
@@ -201,19 +208,17 @@ inline void rows_form(const uint8* const (&w)[num_matrices], int64 w_stride, int
       tokens[r] = a[t];
       token_scales[r] = B::has_token_scales ? scales[t] : TokenScales{};
     }
-    // The next tile's weights, once: later passes over this tile ask for what they are reading anyway.
-    const Ahead ahead(w[m] + (t0 == 0 ? n0 + N : n0) * w_stride, ceil_div(k * W::bits, 8), w_stride);
-    const auto sums = rows_tile<W, A, R, N, B>(w[m] + n0 * w_stride, w_stride, num_n - n0, ahead, blocks[m], n0, tokens,
-                                               token_scales, k);
-    for (int r = 0; r < R && t0 + r < num_tokens; ++r) store(c[m] + (t0 + r) * c_stride + n0, sums.token[r]);
+    const Streams<N> rows{n0, ceil_div(num_n, N), num_n};
+    const auto sums = rows_tile<W, A, R, N, B>(w[m], w_stride, rows, blocks[m], tokens, token_scales, k);
+    for (int r = 0; r < R && t0 + r < num_tokens; ++r) rows.scatter(sums.token[r], false, c[m] + (t0 + r) * c_stride);
   };
   for (int m = 0; m < num_matrices; ++m) {
     if (num_tokens == 1) {
       constexpr int N = Shape::rows_form_rows;
-      for (int n0 = 0; n0 < num_n; n0 += N) pass(Int<1>{}, Int<N>{}, m, 0, n0);
+      for (int64 n0 = 0; n0 < ceil_div(num_n, N); ++n0) pass(Int<1>{}, Int<N>{}, m, 0, n0);
     } else {
       constexpr int N = Shape::rows_form_shared_rows;
-      for (int n0 = 0; n0 < num_n; n0 += N)
+      for (int64 n0 = 0; n0 < ceil_div(num_n, N); ++n0)
         for (int t0 = 0; t0 < num_tokens; t0 += T) pass(Int<T>{}, Int<N>{}, m, t0, n0);
     }
   }

@@ -30,6 +30,7 @@
 #pragma once
 
 #include <jitmoe/cpu/combine.hpp>
+#include <jitmoe/cpu/chunk_rows.hpp>
 #include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/cpu/tiles.hpp>
@@ -89,9 +90,11 @@ struct Scratch {
   uint32 panel[kPanelUnits * kMaxBlockTokens];  // of y_rows
   uint32 staged[8 * kPanelUnits];
   float block_scales[kMaxBlockTokens];
+  float chunk_scales[kChunkTokens][kPreparedK / kChunkK];
   epilogue::Affine<kMaxColumns, kMaxBlockTokens> affine;
   FewPairs few;
 };
+static_assert(kPanelUnits * kMaxBlockTokens >= kChunkTokens * kPreparedK / 2, "the panel holds prepared inputs too");
 
 }  // namespace down
 
@@ -224,8 +227,13 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
         if constexpr (Config::w2_layout == Layout::nk) {
           const uint8* const matrices[1] = {w};
           float* const tiles[1] = {s->tile};
-          rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_stride, columns, blocks, rows, scales,
-                                                                        num_tokens, inner, tiles, args.h_block);
+          if constexpr (Config::chunk_rows)
+            chunk_rows_form<typename ChunksOf<Config::encoding, Config::has_zero_point>::type, Config::x_dtype>(
+                matrices, w_stride, columns, blocks, rows, num_tokens, inner, tiles, args.h_block,
+                {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
+          else
+            rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_stride, columns, blocks, rows,
+                                                                          scales, num_tokens, inner, tiles, args.h_block);
         } else {
           columns_form<S, X>(reinterpret_cast<const typename S::element*>(w), args.w2_stride, columns, rows, num_tokens,
                              inner, s->tile, args.h_block);

@@ -30,6 +30,7 @@
 // activation and product in fp32; rounded once to dtype (not at all if inter_is_rows).
 #pragma once
 
+#include <jitmoe/cpu/chunk_rows.hpp>
 #include <jitmoe/cpu/halves.hpp>
 #include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
@@ -94,9 +95,11 @@ struct Scratch {
   uint32 panel[kPanelUnits * kMaxBlockTokens];
   uint32 staged[8 * kPanelUnits];
   float block_scales[kMaxBlockTokens];
+  float chunk_scales[kChunkTokens][kPreparedK / kChunkK];
   epilogue::Affine<2 * kMaxRows, kMaxBlockTokens> affine;
   FewPairs few;
 };
+static_assert(kPanelUnits * kMaxBlockTokens >= kChunkTokens * kPreparedK / 2, "the panel holds prepared inputs too");
 
 // Splits g0 u0 g1 u1 ... into gates and ups.
 template <class V, int... l> inline void split_pairs(const float* from, V& gate, V& up, Sequence<int, l...>) {
@@ -312,9 +315,15 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
             u0 += units;
           }
         }
-      if (!lanes_are_tokens)
-        rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_stride, matrix_rows, blocks, tokens,
-                                                                      scales, num_tokens, hidden, tiles, tile_stride);
+      if (!lanes_are_tokens) {
+        if constexpr (Config::chunk_rows)
+          chunk_rows_form<typename ChunksOf<Config::encoding, Config::has_zero_point>::type, Config::x_dtype>(
+              matrices, w_stride, matrix_rows, blocks, tokens, num_tokens, hidden, tiles, tile_stride,
+              {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
+        else
+          rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_stride, matrix_rows, blocks, tokens,
+                                                                        scales, num_tokens, hidden, tiles, tile_stride);
+      }
     }
 
     // Epilogue.

@@ -54,12 +54,12 @@ template <DType dtype> inline float read_scale(const void* scales, int64 index) 
   }
 }
 
-inline float reciprocal(float x) {
+// GPUs have an instruction with all bits right but the last; that of CPUs is right to 12 bits, too few after many blocks.
+template <bool emulated> inline float reciprocal(float x) {
 #ifdef __SYCL_DEVICE_ONLY__
-  return __spirv_ocl_native_recip(x);
-#else
-  return x;
+  if constexpr (!emulated) return __spirv_ocl_native_recip(x);
 #endif
+  return 1.0f / x;
 }
 
 // The scale of consecutive blocks, in one lane.
@@ -71,10 +71,10 @@ struct RunningScale {
     value = usable(scale);
   }
   // Returns what accumulators are multiplied by when the block of `scale` begins.
-  float next(float scale) {
+  template <bool emulated> float next(float scale) {
     const float old = value;
     value = usable(scale);
-    return old * reciprocal(value);
+    return old * reciprocal<emulated>(value);
   }
 
  private:
@@ -162,14 +162,14 @@ template <class Config> struct TokenLaneScales {
       if (Config::block_k == kScaleBlock<Config> || k % Config::block_k == 0) {
         _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
           _Pragma("unroll(kUnroll)") for (int32 v = 0; v < kVectors; ++v) {
-            multiply(acc, q, v, w_scale[q][v].next(all.scale(block_row[q][v], k)));
+            multiply(acc, q, v, w_scale[q][v].template next<Config::emulated>(all.scale(block_row[q][v], k)));
             zero[q][v] = all.zero_point(block_row[q][v], k);
           }
       }
     }
     if constexpr (Config::x_block_k != 0) {
       _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i)
-        multiply_tokens(acc, i, x_scale[i].next(all.x_scale(row[i], k)));
+        multiply_tokens(acc, i, x_scale[i].template next<Config::emulated>(all.x_scale(row[i], k)));
     }
   }
 
@@ -241,14 +241,14 @@ template <class Config> struct ColumnLaneScales {
       if (Config::block_k == kScaleBlock<Config> || k % Config::block_k == 0) {
         _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
           _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) {
-            multiply(acc, q, j, w_scale[q][j].next(all.scale(block_row[q][j], k)));
+            multiply(acc, q, j, w_scale[q][j].template next<Config::emulated>(all.scale(block_row[q][j], k)));
             zero[q][j] = all.zero_point(block_row[q][j], k);
           }
       }
     }
     if constexpr (Config::x_block_k != 0) {
       _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i)
-        multiply_tokens(acc, i, x_scale[i].next(all.x_scale(row[i], k)));
+        multiply_tokens(acc, i, x_scale[i].template next<Config::emulated>(all.x_scale(row[i], k)));
     }
   }
 

@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: MIT
+// chunk rows form: rows form (tiles.hpp) for codes that are faster to convert 128 at a time, with inputs prepared to suit
+// them. A chunk is four vectors of units, whose order within it is the inputs' too:
+//
+//   8-bit integers   units in the order of K
+//   4-bit codes      lane l of vector j holds elements 8 l + j and 8 l + j + 4, which is what shifting the codes right by
+//                    4 j leaves in the low bits of both words
+//   FP8 e4m3         as VPUNPCK interleaves 64 low and high bytes of bf16
+//
+// Integer codes meet inputs that are 16-bit fixed-point numbers: VPDPWSSD multiplies and adds 32 products in a cycle or
+// less, VDPBF16PS takes twice as long or longer. Inputs of a chunk are integers times the power of two that brings the
+// largest to 15 bits, so bf16 inputs of at least 1/128 of it are exact, and no input is off by more than 2^-15 of it
+// (inputs below 2^-112 are zero). Sums of a chunk are exact, are multiplied by both scales and added up in fp32. E2M1 holds
+// multiples of 1/2: twice its values are integers.
+//
+// e4m3 becomes bf16 byte by byte: the low byte is the code's low four bits, moved up, the high byte is looked up by the
+// others. Subnormals and NaN have no such form; 64 codes with one of them go the way of codes.hpp.
+//
+// Letters: t token, n weight row, k element of K, c chunk.
+#pragma once
+
+#include <jitmoe/cpu/tiles.hpp>
+
+namespace jitmoe::cpu {
+
+constexpr int kChunkK = 128;        // plan/cpu.py names the same number
+constexpr int kChunkVectors = 4;    // of 16 units
+constexpr int kPreparedK = 4096;    // elements of K between two visits of the result
+constexpr int kChunkTokens = 4;     // of one pass
+
+// Inputs of one pass; `units` is memory that other forms use as well.
+struct ChunkInputs {
+  uint32 (*units)[kPreparedK / 2];        // [kChunkTokens]
+  float (*scales)[kPreparedK / kChunkK];  // [kChunkTokens], per chunk
+};
+
+// acc[l] += sum of the products of both words of a[l] and b[l], signed (VPDPWSSD), exact.
+inline void dot_int16(Vec<int32, 16>& acc, Vec<uint32, 16> a, Vec<uint32, 16> b) {
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpdpwssd %3, %2, %0" : "=v"(acc) : "0"(acc), "v"(a), "v"(b));
+#else
+  (void)acc, (void)a, (void)b;
+#endif
+}
+
+// The first `count` bytes at `at`, zero for the rest of 64; what lies past them is not touched.
+inline Vec<uint32, 16> load_first(const uint8* at, int64 count) {
+  Vec<uint32, 16> value(0u);
+#ifdef __SYCL_DEVICE_ONLY__
+  const uint64 mask = count >= 64 ? ~uint64(0) : count <= 0 ? 0 : (uint64(1) << count) - 1;
+  asm("kmovq %2, %%k1\n\tvmovdqu8 (%1), %0%{%%k1%}%{z%}" : "=v"(value) : "r"(at), "r"(mask) : "k1", "memory");
+#else
+  (void)at, (void)count;
+#endif
+  return value;
+}
+
+// Writes elements [k0, k0 + num_k) of a row of K elements, which have at most 11 significant bits, as chunks of fixed-point
+// units; zero past K.
+template <DType dtype, class W>
+[[gnu::noinline]] void to_fixed(const element_t<dtype>* row, int64 k0, int64 num_k, int64 k, uint32* units, float* scales) {
+  using F = Vec<float, 16>;
+  using U = Vec<uint32, 16>;
+  constexpr int vectors = kChunkK / 16;
+#pragma clang loop unroll(disable)
+  for (int64 c = 0; c * kChunkK < num_k; ++c) {
+    const int64 first = k0 + c * kChunkK;
+    const element_t<dtype>* from = row + first;
+    element_t<dtype> tail[kChunkK];
+    if (first + kChunkK > k) {
+      copy_tail(from, k - first, tail, kChunkK);
+      from = tail;
+    }
+    F values[vectors];
+    F most = F(0.0f);
+#pragma unroll
+    for (int i = 0; i < vectors; ++i) {
+      values[i] = load_floats<dtype, 16>(from + 16 * i);
+      const F magnitude = bit_cast<F>(bit_cast<U>(values[i]) & 0x7fffffffu);
+      most = magnitude > most || magnitude != magnitude ? magnitude : most;  // NaN stays
+    }
+    float absmax = 0.0f;
+#pragma unroll
+    for (int l = 0; l < 16; ++l) absmax = most[l] > absmax || most[l] != most[l] ? most[l] : absmax;
+    const uint32 exponent = bit_cast<uint32>(absmax) >> 23;
+    const bool is_finite = exponent < 255, is_zero = exponent <= 14;
+    scales[c] = is_zero ? 0.0f : is_finite ? bit_cast<float>((exponent - 14) << 23) * W::unit : __builtin_nanf("");
+    const float inverse = is_zero || !is_finite ? 0.0f : bit_cast<float>((268 - exponent) << 23);
+    constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    Vec<uint32, 16> pairs[kChunkVectors];
+#pragma unroll
+    for (int j = 0; j < kChunkVectors; ++j) {
+      U words[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        words[i] = bit_cast<U>((is_finite ? values[2 * j + i] : F(0.0f)) * inverse + kRoundMagic) & 0xffffu;
+      const U even = __builtin_shufflevector(words[0], words[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+      const U odd = __builtin_shufflevector(words[0], words[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+      pairs[j] = even | (odd << 16);
+    }
+    if constexpr (W::bits == 4) {  // elements 8 l + 2 i and 8 l + 2 i + 1 are in pair 4 l + i
+      U fours[4];                  // [i], lane l
+      const auto split = [](U a, U b, U& even, U& odd) {
+        even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+      };
+      U low[2], high[2];
+      split(pairs[0], pairs[1], low[0], high[0]);
+      split(pairs[2], pairs[3], low[1], high[1]);
+      split(low[0], low[1], fours[0], fours[2]);
+      split(high[0], high[1], fours[1], fours[3]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        pairs[2 * i] = (fours[i] & 0xffffu) | (fours[i + 2] << 16);
+        pairs[2 * i + 1] = (fours[i] >> 16) | (fours[i + 2] & 0xffff0000u);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kChunkVectors; ++j) store(units + (c * kChunkVectors + j) * 16, pairs[j]);
+  }
+}
+
+// Codes as pairs of 16-bit integers, a chunk at a time.
+template <Encoding encoding, bool has_zero_point> struct IntegerChunks {
+  using S = Simd<CpuIsa::avx512_bf16, DType::bf16>;  // 16 lanes, pairs
+  using units = S::units;
+  using sums = Vec<int32, 16>;
+  static constexpr int bits = code_bits(encoding);
+  static constexpr int chunk_bytes = kChunkK * bits / 8;
+  static constexpr float unit = encoding == Encoding::e2m1 ? 0.5f : 1.0f;  // what a 1 stands for
+
+  static uint32 zero(uint8 point) { return (32u - point) * 0x10001u; }  // added to the code: the table's index, modulo 32
+  static void dot(sums& acc, units x, units w) { dot_int16(acc, x, w); }
+  template <DType dtype>
+  static void prepare(const element_t<dtype>* row, int64 k0, int64 num_k, int64 k, uint32* to, float* scales) {
+    to_fixed<dtype, IntegerChunks>(row, k0, num_k, k, to, scales);
+  }
+
+  static void load(const uint8* at, units zero, units (&chunk)[kChunkVectors]) {
+    if constexpr (encoding == Encoding::int8) {
+      (void)zero;
+#pragma unroll
+      for (int j = 0; j < kChunkVectors; ++j) chunk[j] = sign_extended(at + 32 * j);
+    } else {
+      const auto codes = cpu::load<units>(at);
+#pragma unroll
+      for (int j = 0; j < kChunkVectors; ++j) {
+        const units index = codes >> (4 * j);
+        chunk[j] = has_zero_point ? look_up((index & 0x000f000fu) + zero, table()) : look_up(index, table());
+      }
+    }
+  }
+
+ private:
+  // 32 words; without a zero point 16 twice, so that bit 4 of an index may be anything.
+  static units table() {
+    if constexpr (has_zero_point)  // 0..15, -16..-1
+      return {0x00010000, 0x00030002, 0x00050004, 0x00070006, 0x00090008, 0x000b000a, 0x000d000c, 0x000f000e,
+              0xfff1fff0, 0xfff3fff2, 0xfff5fff4, 0xfff7fff6, 0xfff9fff8, 0xfffbfffa, 0xfffdfffc, 0xfffffffe};
+    else if constexpr (encoding == Encoding::int4)  // 0..7, -8..-1
+      return {0x00010000, 0x00030002, 0x00050004, 0x00070006, 0xfff9fff8, 0xfffbfffa, 0xfffdfffc, 0xfffffffe,
+              0x00010000, 0x00030002, 0x00050004, 0x00070006, 0xfff9fff8, 0xfffbfffa, 0xfffdfffc, 0xfffffffe};
+    else if constexpr (encoding == Encoding::uint4)  // -8..7
+      return {0xfff9fff8, 0xfffbfffa, 0xfffdfffc, 0xfffffffe, 0x00010000, 0x00030002, 0x00050004, 0x00070006,
+              0xfff9fff8, 0xfffbfffa, 0xfffdfffc, 0xfffffffe, 0x00010000, 0x00030002, 0x00050004, 0x00070006};
+    else  // twice 0 0.5 1 1.5 2 3 4 6 and their negatives
+      return {0x00010000, 0x00030002, 0x00060004, 0x000c0008, 0xffff0000, 0xfffdfffe, 0xfffafffc, 0xfff4fff8,
+              0x00010000, 0x00030002, 0x00060004, 0x000c0008, 0xffff0000, 0xfffdfffe, 0xfffafffc, 0xfff4fff8};
+  }
+};
+
+// Bytes of both: low halves of each 16 interleaved, or high halves.
+inline Vec<uint32, 16> interleave_low(Vec<uint32, 16> a, Vec<uint32, 16> b) {
+  Vec<uint32, 16> result = a;
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpunpcklbw %2, %1, %0" : "=v"(result) : "v"(a), "v"(b));
+#else
+  (void)b;
+#endif
+  return result;
+}
+inline Vec<uint32, 16> interleave_high(Vec<uint32, 16> a, Vec<uint32, 16> b) {
+  Vec<uint32, 16> result = a;
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpunpckhbw %2, %1, %0" : "=v"(result) : "v"(a), "v"(b));
+#else
+  (void)b;
+#endif
+  return result;
+}
+
+// Bytes of a table of 16, which is the same in each 128 bits, by the low four bits of each byte of `index`.
+inline Vec<uint32, 16> look_up_bytes(Vec<uint32, 16> index, Vec<uint32, 16> table) {
+  Vec<uint32, 16> result = index;
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpshufb %1, %2, %0" : "=v"(result) : "v"(index), "v"(table));
+#else
+  (void)table;
+#endif
+  return result;
+}
+
+// Which of 64 bytes, doubled without their top bit, are not in [first, first + count).
+inline uint64 outside(Vec<uint32, 16> bytes, uint32 first, uint32 count) {
+  uint64 mask = 0;
+#ifdef __SYCL_DEVICE_ONLY__
+  Vec<uint32, 16> doubled;
+  asm("vpaddb %2, %2, %1\n\tvpsubb %3, %1, %1\n\tvpcmpnltub %4, %1, %%k1\n\tkmovq %%k1, %0"
+      : "=r"(mask), "=&v"(doubled)
+      : "v"(bytes), "v"(Vec<uint32, 16>(first * 0x01010101u)), "v"(Vec<uint32, 16>(count * 0x01010101u))
+      : "k1");
+#else
+  (void)bytes, (void)first, (void)count;
+#endif
+  return mask;
+}
+
+// e4m3 as pairs of bf16, a chunk at a time.
+struct E4m3Chunks {
+  using S = Simd<CpuIsa::avx512_bf16, DType::bf16>;
+  using units = S::units;
+  using sums = S::floats;
+  static constexpr int bits = 8;
+  static constexpr int chunk_bytes = kChunkK;
+
+  static uint32 zero(uint8) { return 0; }
+  static void dot(sums& acc, units x, units w) { dot_bf16(acc, x, w); }
+
+  static void load(const uint8* at, units, units (&chunk)[kChunkVectors]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const auto codes = cpu::load<units>(at + 64 * half);
+      // Exponents 1 to 15, but for 0x7f.
+      if (outside(codes, 0x10, 0xfe - 0x10) == 0) {
+        const units low = (codes << 4) & 0xf0f0f0f0u;
+        const units high = look_up_bytes((codes >> 4) & 0x0f0f0f0fu, high_bytes());
+        chunk[2 * half] = interleave_low(low, high);
+        chunk[2 * half + 1] = interleave_high(low, high);
+      } else {
+        chunk[2 * half] = fp8_pairs<Encoding::e4m3>(sign_words(interleave_low(codes, codes)));
+        chunk[2 * half + 1] = fp8_pairs<Encoding::e4m3>(sign_words(interleave_high(codes, codes)));
+      }
+    }
+  }
+
+  template <DType dtype>
+  static void prepare(const element_t<dtype>* row, int64 k0, int64 num_k, int64 k, uint32* to, float* scales) {
+    static_assert(dtype == DType::bf16, "products of bf16");
+#pragma clang loop unroll(disable)
+    for (int64 at = 0; at < num_k; at += 64, to += 32) {
+      scales[at / kChunkK] = 1.0f;
+      const auto* from = reinterpret_cast<const uint8*>(row + k0 + at);
+      const int64 left = 2 * (k - k0 - at);
+      const units a = load_first(from, left), b = load_first(from + 64, left - 64);
+      store(to, __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27));
+      store(to + 16, __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));
+    }
+    if (ceil_div(num_k, 64) % 2 != 0) store(to, units(0u)), store(to + 16, units(0u));
+  }
+
+ private:
+  // Sign, and the exponent's three upper bits with the difference of the biases, by the code's upper half.
+  static units high_bytes() {
+    return {0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0, 0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0,
+            0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0, 0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0};
+  }
+  // The upper byte of each word, sign-extended to the word.
+  static units sign_words(units words) {
+    using I = Vec<int32, 16>;
+    const auto upper = bit_cast<units>(bit_cast<I>(words) >> 8) & 0xffff0000u;
+    const auto lower = bit_cast<units>(bit_cast<I>(words << 16) >> 24) & 0xffffu;
+    return upper | lower;
+  }
+};
+
+// How rows of a format are multiplied in chunks.
+template <Encoding encoding, bool has_zero_point> struct ChunksOf {
+  using type = IntegerChunks<encoding, has_zero_point>;
+};
+template <bool has_zero_point> struct ChunksOf<Encoding::e4m3, has_zero_point> { using type = E4m3Chunks; };
+
+// Lane l of the result is value[l / (16 / count)]: what the blocks of a chunk have for its lanes.
+template <int count, class T> inline Vec<T, 16> spread(const T* value) {
+  if constexpr (count == 1) {
+    return Vec<T, 16>(value[0]);
+  } else if constexpr (count == 2) {
+    const auto v = load<Vec<T, 2>>(value);
+    return __builtin_shufflevector(v, v, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  } else {
+    static_assert(count == 4, "blocks of 32, 64 or 128 k");
+    const auto v = load<Vec<T, 4>>(value);
+    return __builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  }
+}
+
+// token[r][n] = sum over k in [k0, k0 + num_k) of x[r][k] * w[row n][k]; missing rows repeat the last one. The rows of w
+// are those of `blocks` and K elements long.
+template <class W, int R, int N, class B>
+inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> rows, const B& blocks,
+                                   const uint32* const (&x)[R], const float* const (&scales)[R], int64 k0, int64 num_k,
+                                   int64 k) {
+  using floats = Vec<float, 16>;
+  using units = typename W::units;
+  constexpr int kChunksAtOnce = 8;                                              // whose scales are read together
+  constexpr bool parts = B::block_k != 0 && B::block_k < kChunkK;
+  constexpr int per_chunk = parts ? kChunkK / (B::block_k == 0 ? 1 : B::block_k) : 1;  // blocks
+  static_assert(B::block_k == 0 || kChunkK % B::block_k == 0 || B::block_k % kChunkK == 0, "chunks and blocks nest");
+  const uint8* row[N];
+  const int64 row_bytes = ceil_div(k * W::bits, 8);
+#pragma unroll
+  for (int n = 0; n < N; ++n) row[n] = w + w_stride * rows.row_or_last(n) + k0 * W::bits / 8;
+  int64 left = row_bytes - k0 * W::bits / 8;
+  floats result[R * N];
+#pragma unroll
+  for (int i = 0; i < R * N; ++i) result[i] = floats(0.0f);
+  float scale[N][kChunksAtOnce * per_chunk];
+  uint32 zero[N][kChunksAtOnce * per_chunk];
+  const int64 num_chunks = ceil_div(num_k, kChunkK);
+  for (int64 c0 = 0; c0 < num_chunks; c0 += kChunksAtOnce) {
+    const int64 end = c0 + kChunksAtOnce < num_chunks ? c0 + kChunksAtOnce : num_chunks;
+    const int64 first_k = k0 + c0 * kChunkK;
+    const int64 last_k = (k0 + end * kChunkK < k ? k0 + end * kChunkK : k) - 1;
+    int64 first_block = 0;
+    if constexpr (B::block_k != 0) {
+      first_block = first_k / B::block_k;
+      const int count = int(last_k / B::block_k - first_block) + 1;
+      for (int n = 0; n < N; ++n) {
+        blocks.template read<W>(rows.row_or_last(n), first_block, count, scale[n], zero[n]);
+        if constexpr (parts)  // inputs past K are zero, so any number will do
+          for (int i = count; i < kChunksAtOnce * per_chunk; ++i) scale[n][i] = 0.0f, zero[n][i] = 0;
+      }
+    }
+#pragma clang loop unroll(disable)
+    for (int64 c = c0; c < end; ++c) {
+      int64 block = 0;
+      if constexpr (parts) block = (c - c0) * per_chunk;
+      else if constexpr (B::block_k != 0) block = (k0 + c * kChunkK) / B::block_k - first_block;
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int line = 0; line < W::chunk_bytes; line += 64) prefetch(row[n] + kStreamAhead + line);
+      uint8 tail[N][W::chunk_bytes];
+      if (left < W::chunk_bytes)
+        for (int n = 0; n < N; ++n) {
+          for (int i = 0; i < W::chunk_bytes; i += 64) store(tail[n] + i, load_first(row[n] + i, left - i));
+          row[n] = tail[n];
+        }
+      left -= W::chunk_bytes;
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        units chunk[kChunkVectors];
+        W::load(row[n], B::has_zero_point ? spread<per_chunk>(zero[n] + block) : units(0u), chunk);
+        row[n] += W::chunk_bytes;
+        const floats weight_scale = B::block_k != 0 ? spread<per_chunk>(scale[n] + block) : floats(1.0f);
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          typename W::sums acc = 0;
+#pragma unroll
+          for (int j = 0; j < kChunkVectors; ++j)
+            W::dot(acc, load<units>(x[r] + (c * kChunkVectors + j) * 16), chunk[j]);
+          result[r * N + n] = multiply_add<CpuIsa::avx512, 16>(__builtin_convertvector(acc, floats),
+                                                               weight_scale * scales[r][c], result[r * N + n]);
+        }
+      }
+    }
+  }
+  return sum_tile<16, R, N>(result);
+}
+
+// chunk rows form over `num_matrices` matrices of num_n rows and num_tokens tokens: c[m][t * c_stride + n]. Tokens are rows
+// of `dtype`, addressed by bytes.
+template <class W, DType dtype, class B, int num_matrices>
+inline void chunk_rows_form(const uint8* const (&w)[num_matrices], int64 w_stride, int num_n, const B (&blocks)[num_matrices],
+                            const uint8* const* tokens, int num_tokens, int64 k, float* const (&c)[num_matrices],
+                            int c_stride, ChunkInputs inputs) {
+  const auto pass = [&](auto tokens_in_tile, auto rows_in_tile, int t0) {
+    constexpr int R = decltype(tokens_in_tile)::value;
+    constexpr int N = decltype(rows_in_tile)::value;
+    const int there = num_tokens - t0 < R ? num_tokens - t0 : R;
+    for (int64 k0 = 0; k0 < k; k0 += kPreparedK) {
+      const int64 num_k = k - k0 < kPreparedK ? k - k0 : kPreparedK;
+      const uint32* x[R];
+      const float* scales[R];
+      for (int r = 0; r < R; ++r) {
+        const int at = r < there ? r : there - 1;
+        if (r < there)
+          W::template prepare<dtype>(reinterpret_cast<const element_t<dtype>*>(tokens[t0 + r]), k0, num_k, k,
+                                     inputs.units[r], inputs.scales[r]);
+        x[r] = inputs.units[at];
+        scales[r] = inputs.scales[at];
+      }
+      for (int m = 0; m < num_matrices; ++m)
+        for (int64 n0 = 0; n0 < ceil_div(num_n, N); ++n0) {
+          const Streams<N> rows{n0, ceil_div(num_n, N), num_n};
+          const auto sums = chunk_tile<W, R, N>(w[m], w_stride, rows, blocks[m], x, scales, k0, num_k, k);
+          for (int r = 0; r < there; ++r) rows.scatter(sums.token[r], k0 != 0, c[m] + (t0 + r) * c_stride);
+        }
+    }
+  };
+  if (num_tokens == 1) {
+    pass(Int<1>{}, Int<4>{}, 0);
+  } else {
+    for (int t0 = 0; t0 < num_tokens;) {
+      if (num_tokens - t0 <= 2) pass(Int<2>{}, Int<4>{}, t0), t0 += 2;
+      else pass(Int<kChunkTokens>{}, Int<2>{}, t0), t0 += kChunkTokens;
+    }
+  }
+}
+
+}  // namespace jitmoe::cpu
