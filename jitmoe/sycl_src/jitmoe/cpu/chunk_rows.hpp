@@ -23,10 +23,10 @@
 
 namespace jitmoe::cpu {
 
-constexpr int kChunkK = 128;        // plan/cpu.py names the same number
-constexpr int kChunkVectors = 4;    // of 16 units
-constexpr int kPreparedK = 4096;    // elements of K between two visits of the result
-constexpr int kChunkTokens = 4;     // of one pass
+constexpr int kChunkK = 128;      // plan/cpu.py names the same number
+constexpr int kChunkVectors = 4;  // of 16 units
+constexpr int kPreparedK = 4096;  // elements of K between two visits of the result
+constexpr int kChunkTokens = 4;   // of one pass
 
 // Inputs of one pass; `units` is memory that other forms use as well.
 struct ChunkInputs {
@@ -53,6 +53,12 @@ inline Vec<uint32, 16> load_first(const uint8* at, int64 count) {
   (void)at, (void)count;
 #endif
   return value;
+}
+
+// Deals the lanes of a and b, in this order, to two vectors in turn.
+inline void deal(Vec<uint32, 16> a, Vec<uint32, 16> b, Vec<uint32, 16>& even, Vec<uint32, 16>& odd) {
+  even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
 // Writes elements [k0, k0 + num_k) of a row of K elements, which have at most 11 significant bits, as chunks of fixed-point
@@ -94,21 +100,17 @@ template <DType dtype, class W>
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         words[i] = bit_cast<U>((is_finite ? values[2 * j + i] : F(0.0f)) * inverse + kRoundMagic) & 0xffffu;
-      const U even = __builtin_shufflevector(words[0], words[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-      const U odd = __builtin_shufflevector(words[0], words[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+      U even, odd;
+      deal(words[0], words[1], even, odd);
       pairs[j] = even | (odd << 16);
     }
     if constexpr (W::bits == 4) {  // elements 8 l + 2 i and 8 l + 2 i + 1 are in pair 4 l + i
-      U fours[4];                  // [i], lane l
-      const auto split = [](U a, U b, U& even, U& odd) {
-        even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-      };
+      U fours[4];  // [i], lane l
       U low[2], high[2];
-      split(pairs[0], pairs[1], low[0], high[0]);
-      split(pairs[2], pairs[3], low[1], high[1]);
-      split(low[0], low[1], fours[0], fours[2]);
-      split(high[0], high[1], fours[1], fours[3]);
+      deal(pairs[0], pairs[1], low[0], high[0]);
+      deal(pairs[2], pairs[3], low[1], high[1]);
+      deal(low[0], low[1], fours[0], fours[2]);
+      deal(high[0], high[1], fours[1], fours[3]);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         pairs[2 * i] = (fours[i] & 0xffffu) | (fours[i + 2] << 16);
@@ -301,7 +303,7 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
                                    int64 k) {
   using floats = Vec<float, 16>;
   using units = typename W::units;
-  constexpr int kChunksAtOnce = 8;                                              // whose scales are read together
+  constexpr int kChunksAtOnce = 8;  // whose scales are read together
   constexpr bool parts = B::block_k != 0 && B::block_k < kChunkK;
   constexpr int per_chunk = parts ? kChunkK / (B::block_k == 0 ? 1 : B::block_k) : 1;  // blocks
   static_assert(B::block_k == 0 || kChunkK % B::block_k == 0 || B::block_k % kChunkK == 0, "chunks and blocks nest");
