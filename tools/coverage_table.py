@@ -4,7 +4,7 @@
 A cell of the CPU device and of the emulated GPU is the self-check of the planned kernels: the relative error against
 the reference. A cell of a GPU is what ocloc made of the kernels that the plan asks for there: "yes", or what is wrong.
 
-usage: tools/coverage-table --output docs/coverage.md      (needs ocloc; about 15 minutes)
+usage: tools/coverage-table --output docs/coverage.md      (needs ocloc; about 25 minutes)
 """
 
 from __future__ import annotations

@@ -1,16 +1,36 @@
 # SPDX-License-Identifier: MIT
-"""The cases of tools/coverage_table.py leave nothing out."""
+"""docs/coverage.md has a row for every op and format, every device in it, and no hole."""
 
 from __future__ import annotations
 
+import pytest
 from helpers.report import load_tool
 
+from jitmoe.plan.architectures import ARCHITECTURES
 from jitmoe.problems.formats import Encoding, InputQuant
 from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout, MoEProblem
 from jitmoe.problems.routing import RoutingProblem, Scoring
 
 coverage = load_tool("coverage_table")
 CASES = coverage.cases()
+ROWS = {
+    tuple(cell.strip() for cell in line.strip("|").split("|"))[:2]: line
+    for line in (coverage.DOCUMENT.read_text().splitlines() if coverage.DOCUMENT.exists() else [])
+    if line.startswith("|")
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}: {case.variant}")
+def test_every_case_has_a_row_without_a_hole(case):
+    row = ROWS[case.op, case.variant]
+    assert "**" not in row and "| |" not in row
+    assert row.count("| yes ") + row.count("| yes|") == len(ARCHITECTURES)
+
+
+def test_every_device_has_a_column():
+    titles = next(line for line in ROWS.values() if line.startswith("| op |"))
+    for arch in ARCHITECTURES:
+        assert f" {arch} |" in titles
 
 
 def values(field: str) -> set[object]:
