@@ -134,24 +134,27 @@ def transformers_experts(implementation: str) -> Callable[..., Call]:
     return peer
 
 
-_own_weights: dict[tuple[int, str], tuple[Any, Any]] = {}
+_own_weights: dict[tuple[int, Callable[..., Any]], list[Any]] = {}
+
+
+def quantized_by_expert(quantize: Callable[[torch.Tensor], Any], weights: torch.Tensor) -> Any:
+    """Quantized weights, made an expert at a time: fp32 copies of all may not fit."""
+    parts = [quantize(weights[expert : expert + 1]) for expert in range(weights.shape[0])]
+
+    def joined(name: str) -> torch.Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        return torch.cat([tensor.view(torch.uint8) for tensor in tensors]).view(tensors[0].dtype)
+
+    return dataclasses.replace(parts[0], data=joined("data"), scale=joined("scale"))
 
 
 def own(quantize: Callable[[torch.Tensor], Any], **options: Any) -> Callable[..., Call]:
-    """jitmoe itself with these weights in another format, an expert at a time: fp32 copies of all may not fit."""
+    """jitmoe itself with these weights in another format."""
 
     def peer(x: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Call:
-        key = (w1.data_ptr(), repr(quantize))
+        key = (w1.data_ptr(), quantize)
         if key not in _own_weights:
-            parts = [[quantize(w[e : e + 1]) for e in range(w.shape[0])] for w in (w1, w2)]
-            _own_weights[key] = tuple(  # type: ignore[assignment]  # two of them
-                dataclasses.replace(
-                    each[0],
-                    data=torch.cat([one.data.view(torch.uint8) for one in each]).view(each[0].data.dtype),
-                    scale=torch.cat([one.scale.view(torch.uint8) for one in each]).view(each[0].scale.dtype),
-                )
-                for each in parts
-            )
+            _own_weights[key] = [quantized_by_expert(quantize, w) for w in (w1, w2)]
         q1, q2 = _own_weights[key]
         return lambda: jitmoe.fused_moe(x, q1, q2, topk_weights, topk_ids, **options)
 

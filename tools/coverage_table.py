@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from isa_report import moe_problem
+
 from jitmoe import selfcheck
 from jitmoe.builder import Builder
 from jitmoe.compilers.base import ArtifactKind
@@ -85,19 +87,11 @@ INPUTS = {
 
 def experts(**changes: Any) -> MoEProblem:
     """Returns an expert problem of ordinary sizes; plans turn it into a small one for the check."""
-    base = MoEProblem(
-        num_tokens=64, hidden_size=1, intermediate_size=1, num_experts=1, top_k=1, dtype=DType.BF16,
-        activation=Activation.SILU, topk_ids_dtype=DType.INT64, topk_weights_dtype=DType.FP32, w1_layout=Layout.NK,
-        w2_layout=Layout.NK, num_global_experts=None, x_row_stride=1, out_row_stride=1, w1_expert_stride=2,
-        w1_stride=1, w2_expert_stride=1, w2_stride=1, topk_ids_row_stride=1, topk_weights_row_stride=1,
-        base_alignment=64,
-    )  # fmt: skip
     for name in ("w1_quant", "w2_quant"):
         if name in changes:
             changes[name] = changes[name].dense(1, 1)
-    return replace(base, **changes).resized(
-        num_tokens=64, hidden_size=512, intermediate_size=256, num_experts=16, top_k=2
-    )
+    sizes = {"num_tokens": 64, "hidden_size": 512, "intermediate_size": 256, "num_experts": 16, "top_k": 2}
+    return replace(moe_problem(**sizes), **changes).resized(**sizes)
 
 
 def expert_cases() -> Iterator[Case]:

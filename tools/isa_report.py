@@ -261,7 +261,7 @@ def representative_problems(arch: str) -> Iterator[MoEProblem]:
             for num_tokens in tokens.values():
                 for dtype in (DType.BF16, DType.FP16, DType.FP32):
                     for activation in Activation:
-                        yield problem(
+                        yield moe_problem(
                             num_tokens=num_tokens,
                             hidden_size=hidden_size,
                             intermediate_size=intermediate_size,
@@ -272,7 +272,7 @@ def representative_problems(arch: str) -> Iterator[MoEProblem]:
     for hidden_size, intermediate_size in ((2048, 768), (2050, 770)):
         for num_tokens in tokens.values():
             for quant, input_quant in QUANTIZED:
-                yield problem(
+                yield moe_problem(
                     num_tokens=num_tokens,
                     hidden_size=hidden_size,
                     intermediate_size=intermediate_size,
@@ -303,7 +303,7 @@ QUANTIZED: tuple[tuple[WeightFormat, InputQuant | None], ...] = (
 )
 
 
-def problem(
+def moe_problem(
     *,
     num_tokens: int,
     hidden_size: int,
@@ -317,44 +317,22 @@ def problem(
     input_quant: InputQuant | None = None,
 ) -> MoEProblem:
     """Returns a problem with densely packed tensors; ``quant``: of both weights."""
-    dense = MoEProblem(
-        num_tokens=num_tokens,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_experts=num_experts,
-        top_k=top_k,
-        dtype=dtype,
-        activation=activation,
-        topk_ids_dtype=DType.INT64,
-        topk_weights_dtype=DType.FP32,
-        w1_layout=layout,
-        w2_layout=layout,
-        num_global_experts=None,
-        x_row_stride=hidden_size,
-        out_row_stride=hidden_size,
-        w1_expert_stride=2 * intermediate_size * hidden_size,
-        w1_stride=hidden_size if layout is Layout.NK else 2 * intermediate_size,
-        w2_expert_stride=intermediate_size * hidden_size,
-        w2_stride=intermediate_size if layout is Layout.NK else hidden_size,
-        topk_ids_row_stride=top_k,
-        topk_weights_row_stride=top_k,
-        base_alignment=64,
-    )
-    if quant is None:
-        return dense
-    return dataclasses.replace(
-        dense,
-        w1_quant=quant.dense(1, 1),
-        w2_quant=quant.dense(1, 1),
+    return MoEProblem(
+        num_tokens=num_tokens, hidden_size=1, intermediate_size=1, num_experts=1, top_k=1, dtype=dtype,
+        activation=activation, topk_ids_dtype=DType.INT64, topk_weights_dtype=DType.FP32, w1_layout=layout,
+        w2_layout=layout, num_global_experts=None, x_row_stride=1, out_row_stride=1, w1_expert_stride=2, w1_stride=1,
+        w2_expert_stride=1, w2_stride=1, topk_ids_row_stride=1, topk_weights_row_stride=1, base_alignment=64,
+        w1_quant=None if quant is None else quant.dense(1, 1),
+        w2_quant=None if quant is None else quant.dense(1, 1),
         input_quant=input_quant,
-        input_block_k=0 if input_quant is None else quant.block_k,
+        input_block_k=0 if quant is None or input_quant is None else quant.block_k,
     ).resized(
         num_tokens=num_tokens,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_experts=num_experts,
         top_k=top_k,
-    )
+    )  # fmt: skip
 
 
 def around_problems() -> Iterator[Problem]:

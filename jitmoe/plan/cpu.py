@@ -24,6 +24,7 @@ from jitmoe.plan.cpu_specs import (
 from jitmoe.plan.launch import Buffer, Launch, Plan
 from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat, WeightQuant
 from jitmoe.problems.fused_moe import DType, Layout, MoEProblem
+from jitmoe.rounding import align_up
 from jitmoe.spec import KernelSpec
 
 # Numbers that kernels name too; tests/unit/test_plan_cpu.py compares them with the headers.
@@ -360,23 +361,19 @@ def _num_parts(problem: MoEProblem) -> int:
 
 
 def _panel_row_bytes(problem: MoEProblem) -> int:
-    return _num_parts(problem) * 2 * _align_up(problem.hidden_size, AMX_STEP)
+    return _num_parts(problem) * 2 * align_up(problem.hidden_size, AMX_STEP)
 
 
 def _amx_block_tokens(problem: MoEProblem) -> int:
     """Returns how many tokens of an expert fit the panel: a multiple of two tiles, no more than there are tokens."""
     fitting = PANEL_BYTES // _panel_row_bytes(problem) // AMX_ROWS * AMX_ROWS
-    most = min(AMX_MAX_TILES * AMX_TILE, _align_up(problem.num_tokens, AMX_TILE))
+    most = min(AMX_MAX_TILES * AMX_TILE, align_up(problem.num_tokens, AMX_TILE))
     return max(AMX_TILE, min(fitting, most))
 
 
 def _amx_down_columns(problem: MoEProblem, items: int) -> int:
     """Returns the columns of one range, of which there are at most ``items``."""
-    return _align_up(-(-problem.hidden_size // items), AMX_ROWS)
-
-
-def _align_up(value: int, step: int) -> int:
-    return -(-value // step) * step
+    return align_up(-(-problem.hidden_size // items), AMX_ROWS)
 
 
 def _range_size(size: int, wanted_ranges: int, maximum: int) -> int:
@@ -400,7 +397,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
     gate_up_ranges = -(-problem.intermediate_size // choice.gate_up_rows)
     gate_up_items = choice.amx_items or groups * gate_up_ranges
     down_ranges = -(-problem.hidden_size // choice.down_columns)
-    x_stride, y_stride = (_align_up(size, ROW_STEP) for size in (problem.hidden_size, problem.intermediate_size))
+    x_stride, y_stride = (align_up(size, ROW_STEP) for size in (problem.hidden_size, problem.intermediate_size))
     num_x_rows = slots if choice.x_rows is not None and choice.x_rows.by_slot else problem.num_tokens
     scalars: dict[str, int | float] = {
         "num_tokens": problem.num_tokens,
@@ -464,7 +461,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
             Buffer("groups", GROUP_BYTES * (1 + groups)),
             Buffer("panels", gate_up_items * choice.block_tokens * _panel_row_bytes(problem)),
             # In token tiles of fp16, two bf16 take the place of a float, 32 numbers at a time.
-            Buffer("inter", slots * 4 * _align_up(problem.intermediate_size, AMX_STEP)),
+            Buffer("inter", slots * 4 * align_up(problem.intermediate_size, AMX_STEP)),
             *_row_buffers("x", choice.x_rows, num_x_rows, problem.hidden_size),
             *_row_buffers("y", choice.y_rows, slots, problem.intermediate_size),
             Buffer("sums", 4 * problem.num_tokens * down_ranges * choice.down_columns),
@@ -479,7 +476,7 @@ def _row_buffers(x: str, spec: CpuRowsSpec | None, rows: int, size: int) -> tupl
     if spec is not None:
         blocks = -(-size // spec.input_block_k) if spec.input_block_k else 1
         corrections = -(-size // spec.block_k) if spec.block_k else 1
-        sizes = [spec.to_dtype.num_bytes * _align_up(size, ROW_STEP), 4 * blocks, 4 * corrections]
+        sizes = [spec.to_dtype.num_bytes * align_up(size, ROW_STEP), 4 * blocks, 4 * corrections]
     return tuple(
         Buffer(f"{x}_{part}", rows * row_bytes)
         for part, row_bytes in zip(("rows", "scale", "correction"), sizes, strict=True)

@@ -12,6 +12,7 @@ from jitmoe.plan.cpu_specs import CpuDownSpec, CpuPackSpec
 from jitmoe.plan.launch import Launch, Plan
 from jitmoe.problems.fused_moe import DType
 from jitmoe.problems.grouped_gemm import ALIASES, GroupedGemmProblem
+from jitmoe.rounding import align_up
 
 UNITS_STEP = 16  # ranges of K are whole vectors of units
 
@@ -42,18 +43,14 @@ def choose(problem: GroupedGemmProblem, device: Device) -> CpuGroupedGemmChoice:
         has_expert_map=down.has_expert_map,
     )
     return CpuGroupedGemmChoice(
-        moe=moe, pack=pack, range_units=_align_up(-(-_num_units(problem.k, pack) // wanted), UNITS_STEP)
+        moe=moe, pack=pack, range_units=align_up(-(-_num_units(problem.k, pack) // wanted), UNITS_STEP)
     )
 
 
 def _num_units(k: int, pack: CpuPackSpec) -> int:
     """Returns the units of a row, each a pair of 16-bit numbers or one float (cpu/simd.hpp)."""
     has_pairs = pack.tiles or (pack.dtype is DType.BF16 and pack.isa is CpuIsa.AVX512_BF16)
-    return _align_up(-(-k // 2) if has_pairs else k, UNITS_STEP)
-
-
-def _align_up(value: int, step: int) -> int:
-    return -(-value // step) * step
+    return align_up(-(-k // 2) if has_pairs else k, UNITS_STEP)
 
 
 def launches(problem: GroupedGemmProblem, device: Device, choice: CpuGroupedGemmChoice) -> Plan:

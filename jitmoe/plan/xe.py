@@ -43,6 +43,7 @@ from jitmoe.plan.xe_specs import (
 )
 from jitmoe.problems.formats import WHOLE, Encoding, InputQuant, WeightQuant
 from jitmoe.problems.fused_moe import DType, GateUp, Layout, MoEProblem
+from jitmoe.rounding import align_up, ceil_div
 
 IMPL = "xe"
 DPAS_DTYPES = (DType.BF16, DType.FP16)
@@ -448,7 +449,7 @@ def _check_sizes(problem: MoEProblem) -> None:
     widest = max(2 * problem.intermediate_size, problem.hidden_size)
     if widest > SURFACE_LIMIT:
         reasons.append(f"max(2 I, H) = {widest} exceeds 2^24")
-    column_tiles = _ceil_div(widest, 16)
+    column_tiles = ceil_div(widest, 16)
     blocks = _max_blocks(problem, VECTOR_TILE_ROWS)
     if not reasons and column_tiles * blocks > MAX_TILES:
         reasons.append(f"{blocks} row blocks x {column_tiles} column tiles exceed 2^31 - 1")
@@ -585,14 +586,14 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
     m, h, i = problem.num_tokens, problem.hidden_size, problem.intermediate_size
     pairs, element = problem.num_pairs, problem.dtype.num_bytes
     arch = architecture(device.arch)
-    inter_pitch = _align_up(i, K_STEP)
-    packed_pitch = _align_up(h, K_STEP if problem.w1_quant is None else QUANT_K_STEP)
-    packed_inter_pitch = _align_up(i, QUANT_K_STEP)
+    inter_pitch = align_up(i, K_STEP)
+    packed_pitch = align_up(h, K_STEP if problem.w1_quant is None else QUANT_K_STEP)
+    packed_inter_pitch = align_up(i, QUANT_K_STEP)
     max_blocks = _max_blocks(problem, choice.block_rows)
-    x_blocks, inter_blocks = (_ceil_div(k, problem.input_block_k) if problem.input_block_k else 1 for k in (h, i))
+    x_blocks, inter_blocks = (ceil_div(k, problem.input_block_k) if problem.input_block_k else 1 for k in (h, i))
 
     columns = min(h, max(PARTIAL_BYTES // (pairs * 4) // COLUMN_CHUNK, 1) * COLUMN_CHUNK)
-    partial_pitch = _align_up(columns, 8)
+    partial_pitch = align_up(columns, 8)
     num_ranges = range_count(problem.num_pairs, device, choice.route)
     routing = {
         "num_tokens": m,
@@ -622,7 +623,7 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
 
     def pack_groups(spec: XeSpec) -> int:
         sub_groups = ROUTE_LOCAL_SIZE // spec.simd
-        return min(resident_groups(device, arch, sub_groups, False), _ceil_div(pairs, sub_groups))
+        return min(resident_groups(device, arch, sub_groups, False), ceil_div(pairs, sub_groups))
 
     if isinstance(choice.pack, XeQuantize):
         first_quant = launch(
@@ -663,11 +664,11 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
     numbers = {"swiglu_alpha": problem.swiglu_alpha, "swiglu_limit": problem.swiglu_limit or 0.0}
     w1 = {"w_expert_stride": problem.w1_expert_stride, "w_stride": problem.w1_stride}
     if isinstance(gate_up, XeGateUp):
-        column_tiles = _ceil_div(inter_pitch, gate_up.sub_groups_n * gate_up.tile_columns)  # at most, ungated half
+        column_tiles = ceil_div(inter_pitch, gate_up.sub_groups_n * gate_up.tile_columns)  # at most, ungated half
         x_stride = problem.x_row_stride if gate_up.tokens is XeTokens.GATHER else packed_pitch
         extra = {"x_stride": x_stride}
     else:
-        column_tiles = _ceil_div(i, gate_up.local_size)
+        column_tiles = ceil_div(i, gate_up.local_size)
         extra = {"x_row_stride": problem.x_row_stride if problem.w1_quant is None else packed_pitch}
     grid = _grid(device, arch, gate_up, max_blocks * column_tiles)
     if problem.w1_quant is not None:
@@ -709,11 +710,11 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
     for first in range(0, h, columns):
         here = min(columns, h - first)
         chunk = {"first_column": first, "num_columns": here, "partial_pitch": partial_pitch}
-        down_grid = _grid(device, arch, down, max_blocks * _ceil_div(here, width))
+        down_grid = _grid(device, arch, down, max_blocks * ceil_div(here, width))
         down_launch = launch(down, down_grid, down.local_size, **shared, **chunk, **w2)
         steps.append(dataclasses.replace(down_launch, aliases=w2_names))
-        pieces = m * _ceil_div(here, 4 * choice.combine.simd)
-        groups = min(resident_groups(device, arch, combine_sub_groups, False), _ceil_div(pieces, combine_sub_groups))
+        pieces = m * ceil_div(here, 4 * choice.combine.simd)
+        groups = min(resident_groups(device, arch, combine_sub_groups, False), ceil_div(pieces, combine_sub_groups))
         steps.append(
             launch(choice.combine, groups, ROUTE_LOCAL_SIZE, **routing, **chunk, out_row_stride=problem.out_row_stride)
         )
@@ -721,7 +722,7 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
     decisions = [
         *choice.reasons,
         f"at most {max_blocks} row blocks of {choice.block_rows}; grid of {grid} work-groups walks over the tiles",
-        f"output in {_ceil_div(h, columns)} chunk(s) of {columns} columns ({pairs * partial_pitch * 4} B of fp32 rows)",
+        f"output in {ceil_div(h, columns)} chunk(s) of {columns} columns ({pairs * partial_pitch * 4} B of fp32 rows)",
     ]
     return Plan(launches=tuple(steps), buffers=tuple(buffers), decisions=tuple(decisions))
 
@@ -788,12 +789,12 @@ def check_problem(problem: MoEProblem, choice: XeChoice) -> MoEProblem:
     if any(quant is not None and quant.format.bits == 4 for quant in quants):
         h_multiple, i_multiple = max(h_multiple, 2), max(i_multiple, 2)
     more_h, more_i = (0 if q is None else max(64, min(q.format.block_k, 256)) for q in quants)
-    small_h = _align_up(101 + more_h, h_multiple)
-    small_i = _align_up(67 + more_i, i_multiple)
+    small_h = align_up(101 + more_h, h_multiple)
+    small_i = align_up(67 + more_i, i_multiple)
     top_k, experts = min(problem.top_k, 3), 3
     # Rows per expert: more than one block on average, so that blocks are full, partly full and second ones.
     rows = choice.block_rows + choice.block_rows // 2 + 3
-    tokens = max(3, _ceil_div(rows * experts, top_k))
+    tokens = max(3, ceil_div(rows * experts, top_k))
     return problem.resized(
         num_tokens=tokens, hidden_size=small_h, intermediate_size=small_i, num_experts=experts, top_k=top_k
     )
@@ -802,11 +803,3 @@ def check_problem(problem: MoEProblem, choice: XeChoice) -> MoEProblem:
 def _max_blocks(problem: MoEProblem, block_rows: int) -> int:
     """Row blocks that any routing can need."""
     return min(problem.num_experts, problem.num_pairs) + problem.num_pairs // block_rows
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _align_up(a: int, b: int) -> int:
-    return _ceil_div(a, b) * b

@@ -10,6 +10,7 @@ from typing import ClassVar
 from jitmoe.device import DeviceKind
 from jitmoe.operation import Operation
 from jitmoe.problems.fused_moe import Activation, DType, Layout, MoEProblem
+from jitmoe.rounding import align_up
 
 GROUPED_GEMM = Operation(
     name="grouped_gemm_moe",
@@ -74,7 +75,7 @@ class GroupedGemmProblem:
         can be read, K or N, decides the same for w1.
         """
         layout = Layout.KN if self.layout is Layout.NK else Layout.NK
-        stride = _align_up(2 * self.k if layout is Layout.KN else self.n, 32)
+        stride = align_up(2 * self.k if layout is Layout.KN else self.n, 32)
         return MoEProblem(
             num_tokens=self.num_tokens,
             hidden_size=self.n,
@@ -88,7 +89,7 @@ class GroupedGemmProblem:
             w1_layout=layout,
             w2_layout=self.layout,
             num_global_experts=None,
-            x_row_stride=_align_up(self.n, 32),
+            x_row_stride=align_up(self.n, 32),
             out_row_stride=self.d_row_stride,
             w1_expert_stride=stride * (self.n if layout is Layout.KN else 2 * self.k),
             w1_stride=stride,
@@ -122,7 +123,3 @@ class GroupedGemmProblem:
             f"grouped_gemm_moe(M={self.num_tokens} N={self.n} K={self.k} E={self.num_experts} k={self.top_k} "
             f"{self.dtype.value} B:{self.layout.value}{' bias' if self.bias_dtype is not None else ''})"
         )
-
-
-def _align_up(value: int, step: int) -> int:
-    return -(-value // step) * step

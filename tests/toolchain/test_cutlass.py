@@ -50,7 +50,9 @@ def compile_(request: CompileRequest) -> Artifact:
 
 
 def kernels(num_tokens: int, layout: Layout, dtype: DType = DType.BF16) -> tuple[CutlassGateUp, CutlassDown]:
-    one = isa_report.problem(num_tokens=num_tokens, hidden_size=2048, intermediate_size=768, layout=layout, dtype=dtype)
+    one = isa_report.moe_problem(
+        num_tokens=num_tokens, hidden_size=2048, intermediate_size=768, layout=layout, dtype=dtype
+    )
     choice = cutlass.choose(one, offline_device("bmg-g21"), configs=())
     assert isinstance(choice.gate_up, CutlassGateUp) and isinstance(choice.down, CutlassDown)
     return choice.gate_up, choice.down

@@ -44,7 +44,7 @@ def compile_spec(spec: XeSpec) -> Artifact:
 
 
 def gemms(arch: str, m: int, **changes: Any) -> tuple[XeGateUp, XeDown]:
-    one = isa_report.problem(num_tokens=m, hidden_size=2048, intermediate_size=768, **changes)
+    one = isa_report.moe_problem(num_tokens=m, hidden_size=2048, intermediate_size=768, **changes)
     choice = xe.choose(one, offline_device(arch), configs=())
     assert isinstance(choice.gate_up, XeGateUp)
     assert isinstance(choice.down, XeDown)
@@ -168,7 +168,7 @@ def test_quantized_prefill_loops_are_dense(
 )
 def test_no_barrier_is_lost_before_the_gpu_compiler(m: int, expected: dict[str, int]) -> None:
     """Lanes run in step and sub-groups one after the other on the CPU device, which hides missing barriers."""
-    one = isa_report.problem(num_tokens=m, hidden_size=2048, intermediate_size=768)
+    one = isa_report.moe_problem(num_tokens=m, hidden_size=2048, intermediate_size=768)
     found = {
         spec.KERNEL: control_barriers(compile_spec(spec).image)
         for spec in isa_report.specs_for("bmg-g21", [one])
@@ -182,7 +182,7 @@ def test_no_barrier_is_lost_before_the_gpu_compiler(m: int, expected: dict[str, 
 def test_no_barrier_is_lost(ocloc: Ocloc, arch: str) -> None:
     """The same in native code, for those of work-groups."""
     barriers = {"xe_route": 3, "xe_gate_up": 2, "xe_down": 2, "xe_combine": 0}  # K slices: before and after the sum
-    one = isa_report.problem(num_tokens=1, hidden_size=2048, intermediate_size=768)
+    one = isa_report.moe_problem(num_tokens=1, hidden_size=2048, intermediate_size=768)
     for spec in isa_report.specs_for(arch, [one]):
         image = compile_spec(spec).image
         native = ocloc.compile(image, kernel=spec.entry_name, arch=arch, large_grf=spec.large_grf, assembly=True)
@@ -205,7 +205,7 @@ def test_nothing_spills(ocloc: Ocloc, arch: str) -> None:
         "router_weight_on_input": True,
     }
     problems = [
-        dataclasses.replace(isa_report.problem(num_tokens=m, hidden_size=h, intermediate_size=i), **most)
+        dataclasses.replace(isa_report.moe_problem(num_tokens=m, hidden_size=h, intermediate_size=i), **most)
         for m in (1, 512, 8192)
         for h, i in shapes
     ]
@@ -213,7 +213,7 @@ def test_nothing_spills(ocloc: Ocloc, arch: str) -> None:
     codes = WeightFormat(encoding=Encoding.UINT4, scale_dtype=DType.FP16, block_n=1, block_k=64, has_zero_point=True)
     problems += [
         dataclasses.replace(
-            isa_report.problem(num_tokens=8192, hidden_size=h, intermediate_size=i, quant=codes), **most
+            isa_report.moe_problem(num_tokens=8192, hidden_size=h, intermediate_size=i, quant=codes), **most
         )
         for h, i in ((2048, 768), (2050, 770))
     ]
@@ -241,7 +241,7 @@ def test_kernels_compile_quickly(arch: str) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    one = isa_report.problem(num_tokens=8192, hidden_size=2048, intermediate_size=768)
+    one = isa_report.moe_problem(num_tokens=8192, hidden_size=2048, intermediate_size=768)
     for spec in isa_report.specs_for(arch, [one]):
         assert any(cpu_seconds(spec) <= COMPILE_SECONDS for _ in range(5)), spec
 

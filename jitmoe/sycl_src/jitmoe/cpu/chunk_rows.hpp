@@ -131,7 +131,7 @@ template <Encoding encoding, bool has_zero_point> struct IntegerChunks {
   static constexpr int chunk_bytes = kChunkK * bits / 8;
   static constexpr float unit = encoding == Encoding::e2m1 ? 0.5f : 1.0f;  // what a 1 stands for
 
-  static uint32 zero(uint8 point) { return (32u - point) * 0x10001u; }  // added to the code: the table's index, modulo 32
+  static uint32 zero(uint8 point) { return Codes<S, encoding, has_zero_point>::zero(point); }  // tables are alike
   static void dot(sums& acc, units x, units w) { dot_int16(acc, x, w); }
   template <DType dtype>
   static void prepare(const element_t<dtype>* row, int64 k0, int64 num_k, int64 k, uint32* to, float* scales) {
@@ -337,10 +337,7 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
       int64 block = 0;
       if constexpr (parts) block = (c - c0) * per_chunk;
       else if constexpr (B::block_k != 0) block = (k0 + c * kChunkK) / B::block_k - first_block;
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int line = 0; line < W::chunk_bytes; line += 64) prefetch(row[n] + kStreamAhead + line);
+      prefetch_streams<W::chunk_bytes>(row);
       uint8 tail[N][W::chunk_bytes];
       if (left < W::chunk_bytes)
         for (int n = 0; n < N; ++n) {

@@ -10,8 +10,8 @@
 // Rows and lanes form take weights of any format (codes.hpp) and work block by block of K where blocks have scales
 // (scales.hpp): the sums of a block are multiplied by them and added to the result.
 //
-// Rows and lanes form ask for the weights of the next tile while they compute one: a row is too short, and rows are
-// too far apart, for the hardware to see the pattern in time.
+// The weights that come next are asked for while others are multiplied: by the rows form a few lines ahead of where it
+// reads (Streams), by the lanes form those of the next tile.
 //
 // Letters: t token of the block, n weight row, k element of K, u unit of K (see simd.hpp), P padded tokens.
 #pragma once
@@ -67,6 +67,14 @@ template <int N> struct Streams {
   }
 };
 
+// Asks for what comes after the next num_bytes bytes of each row.
+template <int num_bytes, int N> inline void prefetch_streams(const uint8* const (&row)[N]) {
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int line = 0; line < num_bytes; line += 64) prefetch(row[n] + kStreamAhead + line);
+}
+
 template <int R, int N> struct RowsResult { Vec<float, N> token[R]; };
 
 // The lanes of the sums [R][N] of a tile, added up; whole registers of them are summed together.
@@ -116,11 +124,7 @@ inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, Streams<N> row
           token[r] = a_tail[r];
         }
       }
-      if (steps_per_line == 1 || at / step % steps_per_line == 0)
-#pragma unroll
-        for (int n = 0; n < N; ++n)
-#pragma unroll
-          for (int line = 0; line < W::step_bytes * steps_per_line; line += 64) prefetch(row[n] + kStreamAhead + line);
+      if (steps_per_line == 1 || at / step % steps_per_line == 0) prefetch_streams<W::step_bytes * steps_per_line>(row);
       typename S::units weights[N];
 #pragma unroll
       for (int n = 0; n < N; ++n) {
@@ -267,7 +271,7 @@ inline void lanes_tile(const uint32* part, const uint8* const (&w)[NR], int64 ah
   using sums = typename S::sums;
   using units = typename S::units;
   constexpr int kLineUnits = 16;
-  constexpr int kUnroll = TV == TileShape<S>::lanes_form_vectors ? 2 : 1;  // 4 take a quarter longer to compile
+  constexpr int kUnroll = TV == TileShape<S>::lanes_form_vectors ? 2 : 1;  // 4 take a tenth longer to compile
   sums acc[NR][TV];
 #pragma unroll
   for (int n = 0; n < NR; ++n)

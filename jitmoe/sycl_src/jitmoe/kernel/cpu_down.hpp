@@ -29,8 +29,8 @@
 // applied in fp32; rounded once to dtype.
 #pragma once
 
-#include <jitmoe/cpu/combine.hpp>
 #include <jitmoe/cpu/chunk_rows.hpp>
+#include <jitmoe/cpu/combine.hpp>
 #include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/cpu/tiles.hpp>
