@@ -14,28 +14,10 @@
 #pragma once
 
 #include <jitmoe/arch/sub_group.hpp>
+#include <jitmoe/common/topk_args.hpp>
 #include <jitmoe/epilogue/scoring.hpp>
 
 namespace jitmoe::arch {
-
-struct TopKArgs {
-  const void* router_logits;    // [M][E]
-  const void* correction_bias;  // [E]
-  void* topk_weights;           // [M][slots]
-  void* topk_ids;               // [M][slots]
-  int32 num_tokens;
-  int32 num_shared_experts;
-  int32 capacity;
-  int64 logits_row_stride;
-  int64 weights_row_stride;
-  int64 ids_row_stride;
-  float temperature;
-  float renormalize_epsilon;
-  float renormalize_min;
-  float scaling_factor;
-  float shared_expert_weight;
-  int32 num_experts;
-};
 
 template <class Config> class TopK {
   static constexpr int32 kSimd = Config::simd;

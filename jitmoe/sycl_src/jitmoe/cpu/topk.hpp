@@ -6,30 +6,11 @@
 // lanes are then compared in pairs. Equal keys go to the lower index in both steps.
 #pragma once
 
+#include <jitmoe/common/topk_args.hpp>
 #include <jitmoe/cpu/simd.hpp>
 #include <jitmoe/epilogue/scoring.hpp>
 
 namespace jitmoe::cpu {
-
-struct TopKArgs {
-  const void* router_logits;    // [M][E]
-  const void* correction_bias;  // [E]
-  void* topk_weights;           // [M][slots]
-  void* topk_ids;               // [M][slots]
-  int32 num_tokens;
-  int32 num_shared_experts;
-  int32 capacity;
-  int64 logits_row_stride;
-  int64 weights_row_stride;
-  int64 ids_row_stride;
-  float temperature;
-  float renormalize_epsilon;
-  float renormalize_min;
-  float scaling_factor;
-  float shared_expert_weight;
-  void* room;  // [E], capped routing: how many more tokens each expert takes
-  int32 tokens_per_item;
-};
 
 template <class Config> class TopK {
   static constexpr int kLanes = simd_lanes(Config::isa);

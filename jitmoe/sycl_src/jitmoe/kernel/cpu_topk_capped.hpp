@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Second step of capped routing: serves tokens in order and moves those whose experts are full (tensors: cpu_topk.hpp).
+// Second step of capped routing: serves tokens in order and moves those whose experts are full
+// (tensors: common/topk_args.hpp).
 //
 // cpu_topk has given every token its best experts. A token all of whose experts have room keeps them; any other chooses
 // again, from its logits, among the experts with room. That is the same as choosing in order from the start.
-//
-// | tensor | shape | dtype | layout, owner
-// | room   | [E]   | int32 | workspace; how many more tokens each expert takes
 //
 // nd_range: one work-item, because every token depends on those before it.
 #pragma once
@@ -15,9 +13,7 @@
 
 namespace jitmoe::kernel {
 
-using CpuTopkCappedArgs = cpu::TopKArgs;
-
-template <class Config> inline void cpu_topk_capped(const CpuTopkCappedArgs& args) {
+template <class Config> inline void cpu_topk_capped(const TopKArgs& args) {
   using Id = element_t<Config::ids_dtype>;
   auto* room = static_cast<int32*>(args.room);
   for (int e = 0; e < Config::num_experts; ++e) room[e] = args.capacity;

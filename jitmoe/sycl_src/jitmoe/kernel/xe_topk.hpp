@@ -1,15 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Experts and weights from router logits; the steps are those of jitmoe.Routing (jitmoe/problems/routing.py).
-//
-// | tensor          | shape        | dtype           | layout, owner
-// | router_logits   | [M][E]       | dtype           | row stride logits_row_stride, caller's
-// | correction_bias | [E]          | bias_dtype      | dense, read if has_bias, caller's
-// | topk_weights    | [M][slots]   | fp32            | row stride weights_row_stride, caller's or workspace
-// | topk_ids        | [M][slots]   | ids_dtype       | row stride ids_row_stride, caller's or workspace
-//
-// slots = top_k + num_shared_experts. nd_range: whole sub-groups, each for every n-th token, sub_groups per work-group.
-// SLM: sub_groups * 4 * E (1 + 1 / S) bytes.
-// Numerics: fp32 throughout; see epilogue/scoring.hpp. Sums run in a fixed order.
+// Experts and weights from router logits (tensors and numerics: common/topk_args.hpp).
+// nd_range: whole sub-groups, each for every n-th token, sub_groups per work-group.
+// SLM: sub_groups * 4 * E (1 + 1 / S) bytes. Sums run in a fixed order.
 #pragma once
 
 #include <jitmoe/arch/topk.hpp>
@@ -17,9 +9,7 @@
 
 namespace jitmoe::kernel {
 
-using XeTopkArgs = arch::TopKArgs;
-
-template <class Config> inline void xe_topk(const XeTopkArgs& args) {
+template <class Config> inline void xe_topk(const TopKArgs& args) {
   using TopK = arch::TopK<Config>;
   const auto item = nd_item<1>();
   const int32 first = int32(item.get_global_id(0)) / Config::simd;

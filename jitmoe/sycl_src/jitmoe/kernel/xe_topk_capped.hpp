@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Second step of capped routing: serves tokens in order and moves those whose experts are full (tensors: xe_topk.hpp).
+// Second step of capped routing, after xe_topk: the same as kernel/cpu_topk_capped.hpp, by one sub-group.
 //
-// xe_topk has given every token its best experts. A token all of whose experts have room keeps them; any other chooses
-// again, from its logits, among the experts with room. That is the same as choosing in order from the start.
-//
-// nd_range: one sub-group, because every token depends on those before it. SLM: the keys (arch/topk.hpp), and
-// 4 * E bytes: how many more tokens each expert takes.
+// nd_range: one sub-group. SLM: the keys (arch/topk.hpp), and 4 * E bytes: how many more tokens each expert takes.
 #pragma once
 
 #include <jitmoe/arch/topk.hpp>
@@ -13,9 +9,7 @@
 
 namespace jitmoe::kernel {
 
-using XeTopkCappedArgs = arch::TopKArgs;
-
-template <class Config> inline void xe_topk_capped(const XeTopkCappedArgs& args) {
+template <class Config> inline void xe_topk_capped(const TopKArgs& args) {
   (void)Config::sub_groups;  // one here
   using TopK = arch::TopK<Config>;
   auto* slm = (JITMOE_LOCAL uint8*)arch::local_memory<TopK::kKeyBytes + 4 * Config::num_experts>();
