@@ -146,6 +146,7 @@ def routers() -> dict[str, Routing]:
             renormalize_epsilon=1e-20, scaling_factor=2.5,
         ),
         "sqrt-softplus, bias": Routing(top_k=4, scoring="sqrt_softplus", renormalize=True),
+        "sparsemixer (Phi-3.5-MoE)": Routing(top_k=2, scoring="sparsemixer"),
         "given weights": Routing(top_k=4, scoring="none"),
         "temperature, shared expert": Routing(top_k=4, temperature=0.5, num_shared_experts=1),
         "capped": Routing(top_k=4, capacity_factor=1.2),

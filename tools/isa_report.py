@@ -345,6 +345,7 @@ def around_problems() -> Iterator[Problem]:
         256: deepseek,
         128: Routing(top_k=8, renormalize=True),
         32: Routing(top_k=4, topk_before_scoring=True),
+        16: Routing(top_k=2, scoring=Scoring.SPARSEMIXER),
         512: Routing(top_k=10, capacity_factor=1.2),
         1000: dataclasses.replace(largest, num_groups=20, topk_groups=7, scoring=Scoring.SQRT_SOFTPLUS),
         1024: dataclasses.replace(largest, capacity_factor=1.2, temperature=0.7),

@@ -11,8 +11,8 @@ from jitmoe.problems.routing import GroupScore, RoutingProblem, Scoring
 
 TOPK_ARGUMENTS = """in router_logits, in correction_bias, out topk_weights, out topk_ids, int32 num_tokens,
     int32 num_shared_experts, int32 capacity, int64 logits_row_stride, int64 weights_row_stride, int64 ids_row_stride,
-    float32 temperature, float32 renormalize_epsilon, float32 renormalize_min, float32 scaling_factor,
-    float32 shared_expert_weight"""
+    float32 temperature, float32 renormalize_epsilon, float32 renormalize_min, float32 jitter_eps,
+    float32 scaling_factor, float32 shared_expert_weight"""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: it is mixed into spec classes of devices
@@ -46,7 +46,7 @@ def topk_constants(problem: RoutingProblem) -> dict[str, Any]:
         "num_experts": problem.num_experts,
         "top_k": routing.top_k,
         "scoring": routing.scoring,
-        "topk_before_scoring": routing.topk_before_scoring and routing.scoring is not Scoring.NONE,
+        "topk_before_scoring": routing.chooses_by_logits and routing.scoring is not Scoring.NONE,
         "num_groups": routing.num_groups if has_groups else 1,
         "topk_groups": routing.topk_groups if has_groups else 1,
         "group_score": routing.group_score if has_groups else GroupScore.MAX,
@@ -68,6 +68,7 @@ def topk_scalars(problem: RoutingProblem) -> dict[str, int | float]:
         "temperature": routing.temperature,
         "renormalize_epsilon": routing.renormalize_epsilon,
         "renormalize_min": routing.renormalize_min,
+        "jitter_eps": routing.jitter_eps,
         "scaling_factor": routing.scaling_factor,
         "shared_expert_weight": routing.shared_expert_weight,
     }

@@ -30,6 +30,7 @@ class Scoring(str, Enum):
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
     SQRT_SOFTPLUS = "sqrt_softplus"  # sqrt(log(1 + exp(x))), DeepSeek-V4
+    SPARSEMIXER = "sparsemixer"  # a softmax of its own for each slot, over the experts near its choice (Phi-3.5-MoE)
     NONE = "none"  # the logits are scores already
 
 
@@ -47,13 +48,15 @@ class Routing:
     The steps for each token, x its logits, in this order:
 
     1. ``x / temperature``
-    2. scores = ``scoring(x)``, softmax over all E; with ``topk_before_scoring`` scores = x here
+    2. scores = ``scoring(x)``, softmax over all E; with ``topk_before_scoring``, and for sparsemixer, scores = x here
     3. choice values = scores + correction bias (where one is given)
     4. with ``num_groups`` > 1: a group's score is the ``group_score`` of its choice values; only experts of the best
        ``topk_groups`` groups remain
     5. ids = the ``top_k`` largest choice values, descending
     6. weights = their scores (without the bias); with ``topk_before_scoring``: ``scoring`` of the k chosen x, softmax
-       over these k
+       over these k; for sparsemixer the weight of slot j is its expert's part in a softmax over those experts e of the
+       remaining groups that no earlier slot has and that are near:
+       ``m - x[e] <= 2 * jitter_eps * max(abs(x[e]), m)``, m the x of slot j's expert
     7. ``renormalize``: weights / (max(sum of the weights, ``renormalize_min``) + ``renormalize_epsilon``)
     8. weights * ``scaling_factor``
     9. ids E, E+1, ... of ``num_shared_experts`` fused shared experts are appended, with ``shared_expert_weight``
@@ -70,6 +73,7 @@ class Routing:
         renormalize: divide the weights by their sum.
         renormalize_epsilon: added to the sum (DeepSeek-V3: 1e-20).
         renormalize_min: lower bound of the sum (Ernie 4.5: moe_norm_min).
+        jitter_eps: of sparsemixer, >= 0 (transformers: router_jitter_noise).
         scaling_factor: of the routed experts' weights (DeepSeek: routed_scaling_factor).
         temperature: > 0; below 1 sharpens.
         num_shared_experts: shared experts that the call computes as experts E, E+1, ... of its weights.
@@ -78,7 +82,7 @@ class Routing:
         capacity_factor: None: a token's experts depend on the token alone. A number c: no expert gets more than
             ceil(c * M * k / E) tokens. Tokens are served in order, and each takes its best experts (of the remaining
             groups) among those with room, at that moment. Where fewer than k have room, the last slots stay empty:
-            id -1, weight 0. 1.2 is a usual number.
+            id -1, weight 0. 1.2 is a usual number. Not with sparsemixer, whose weights depend on who else is there.
     """
 
     top_k: int
@@ -90,6 +94,7 @@ class Routing:
     renormalize: bool = False
     renormalize_epsilon: float = 0.0
     renormalize_min: float = 0.0
+    jitter_eps: float = 0.01
     scaling_factor: float = 1.0
     temperature: float = 1.0
     num_shared_experts: int = 0
@@ -111,13 +116,17 @@ class Routing:
         self._check_whole("num_groups", 1, MAX_GROUPS)
         self._check_whole("topk_groups", 1, self.num_groups)
         self._check_whole("num_shared_experts", 0, MAX_TOP_K)
-        for name in ("renormalize_epsilon", "renormalize_min"):
+        for name in ("renormalize_epsilon", "renormalize_min", "jitter_eps"):
             self._check_number(name, ">= 0", lambda value: value >= 0)
         for name in ("scaling_factor", "shared_expert_weight"):
             self._check_number(name, "", lambda value: True)
         self._check_number("temperature", "> 0", lambda value: value > 0)
         if self.capacity_factor is not None:
             self._check_number("capacity_factor", "> 0", lambda value: value > 0)
+            if self.scoring is Scoring.SPARSEMIXER:
+                raise ArgumentError(
+                    argument="capacity_factor", got=repr(self.capacity_factor), expected="None with sparsemixer"
+                )
 
     def _check_whole(self, name: str, first: int, last: int) -> None:
         value = getattr(self, name)
@@ -131,6 +140,11 @@ class Routing:
         if not is_number or not is_within(value):
             raise ArgumentError(argument=name, got=repr(value), expected=f"a finite number {bound}".rstrip())
         object.__setattr__(self, name, float(value))
+
+    @property
+    def chooses_by_logits(self) -> bool:
+        """Whether experts are chosen first and their logits scored afterwards."""
+        return self.topk_before_scoring or self.scoring is Scoring.SPARSEMIXER
 
     @property
     def num_slots(self) -> int:
@@ -228,6 +242,7 @@ class RoutingProblem:
             self.routing,
             renormalize_epsilon=0.125,
             renormalize_min=0.25,
+            jitter_eps=0.2357,  # no two logits on the inputs' grid are exactly this far apart
             scaling_factor=2.5,
             temperature=1.0 if self.routing.temperature == 1.0 else 1.5,
             capacity_factor=None if self.routing.capacity_factor is None else 0.75,

@@ -59,7 +59,7 @@ def route(
     x = router_logits.to(compute)
     if routing.temperature != 1.0:
         x = x / routing.temperature
-    scores = x if routing.topk_before_scoring else _scores(x, routing.scoring)
+    scores = x if routing.chooses_by_logits else _scores(x, routing.scoring)
     choice = scores if correction_bias is None else scores + correction_bias.to(compute)
     candidates = torch.ones(num_tokens, num_experts, dtype=torch.bool, device=x.device)
     if routing.num_groups > 1:
@@ -78,7 +78,9 @@ def route(
         ids = _best_with_room(choice, candidates, routing.top_k, capacity)
     empty = ids < 0
     weights = scores.gather(1, ids.clamp_min(0))
-    if routing.topk_before_scoring:
+    if routing.scoring is Scoring.SPARSEMIXER:
+        weights = _shares_of_the_near(x, candidates, ids, routing.jitter_eps)
+    elif routing.topk_before_scoring:
         weights = _scores(weights.masked_fill(empty, float("-inf")), routing.scoring)
     weights = weights.masked_fill(empty, 0.0)
     if routing.renormalize:
@@ -92,6 +94,21 @@ def route(
             [weights, weights.new_full((num_tokens, routing.num_shared_experts), routing.shared_expert_weight)], dim=1
         )
     return weights, ids.to(getattr(torch, str(ids_dtype).removeprefix("torch.")))
+
+
+def _shares_of_the_near(x: torch.Tensor, candidates: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
+    """Returns each chosen expert's part in a softmax over the candidates near it that come in no earlier slot."""
+    import torch
+
+    left, shares = candidates.clone(), []
+    for slot in range(ids.shape[1]):
+        chosen = ids[:, slot : slot + 1]
+        m = x.gather(1, chosen)
+        is_far = m - x > 2 * eps * torch.maximum(x.abs(), m)
+        near = x.masked_fill(is_far | ~left, float("-inf"))
+        shares.append(torch.softmax(near, dim=-1).gather(1, chosen))
+        left.scatter_(1, chosen, False)
+    return torch.cat(shares, dim=1)
 
 
 def _best_candidates(choice: torch.Tensor, candidates: torch.Tensor, k: int) -> torch.Tensor:

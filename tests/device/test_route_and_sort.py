@@ -41,6 +41,11 @@ ROUTERS = {
     "1000 of 32": (1000, Routing(top_k=32), torch.float32, torch.bfloat16),
     "gpt-oss": (32, Routing(top_k=4, topk_before_scoring=True), torch.bfloat16, None),
     "llama 4": (17, Routing(top_k=1, topk_before_scoring=True, scoring="sigmoid"), torch.float32, None),
+    "phi": (16, Routing(top_k=2, scoring="sparsemixer"), torch.bfloat16, None),
+    "phi, many": (160, Routing(top_k=20, scoring="sparsemixer", jitter_eps=0.2), torch.float32, None),
+    "phi, everything": (40, Routing(top_k=7, scoring="sparsemixer", jitter_eps=0.3, temperature=1.7, num_groups=5,
+                                    topk_groups=3, renormalize=True, num_shared_experts=1),
+                        torch.float32, torch.float32),
     "odd groups": (35, Routing(top_k=6, num_groups=7, topk_groups=3, renormalize=True, renormalize_min=0.7),
                    torch.float32, torch.float16),
     "sqrt_softplus": (60, Routing(top_k=17, scoring="sqrt_softplus", temperature=1.7), torch.float32, torch.float32),
@@ -81,7 +86,7 @@ def logits(kind: str, tokens: int, experts: int, dtype: torch.dtype) -> torch.Te
 @pytest.mark.parametrize(
     ("name", "device"),
     [(name, device) for device in ("cpu", "bmg-g21") for name in ROUTERS]
-    + [(name, "dg2") for name in ("deepseek v3", "1000 of 32", "odd groups", "capped groups")],
+    + [(name, "dg2") for name in ("deepseek v3", "1000 of 32", "odd groups", "phi, everything", "capped groups")],
 )
 def test_routes_like_its_twin(pipeline: Pipeline, name: str, device: str) -> None:
     experts, routing, dtype, bias_dtype = ROUTERS[name]

@@ -107,19 +107,22 @@ def _llama4(gate: Module, block: Module) -> tuple[Routing, None]:
     return Routing(top_k=gate.top_k, scoring=Scoring.SIGMOID, topk_before_scoring=True), None
 
 
+def _phimoe(gate: Module, block: Module) -> tuple[Routing, None]:
+    return Routing(top_k=gate.top_k, scoring=Scoring.SPARSEMIXER, jitter_eps=gate.router_jitter_noise), None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Where transformers keeps a family's block, and what is special about its configuration."""
 
     block: str
     config: str
-    routing: Callable[[Module, Module], tuple[Routing, Any]] | None  # None: the block's own router is used
+    routing: Callable[[Module, Module], tuple[Routing, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
     module: str = ""  # if it is not the family's name
     gate: str = "gate"
     block_arguments: tuple[Any, ...] = ()
     formats: tuple[str, ...] = ()  # of published quantized checkpoints, see FORMATS
-    in_words: str = ""  # of the routing, for the documentation
 
 
 _SIZES = {"hidden_size": HIDDEN, "num_experts_per_tok": TOP_K}
@@ -162,7 +165,6 @@ FAMILIES: dict[str, Family] = {
         config="DeepseekV2Config",
         routing=_deepseek_v2,
         settings={**_ROUTED, **_GROUPS, "topk_method": "group_limited_greedy"},
-        in_words="softmax, best of the groups by their maximum",
     ),
     "deepseek_v3": Family(
         block="DeepseekV3MoE",
@@ -190,10 +192,9 @@ FAMILIES: dict[str, Family] = {
     "phimoe": Family(
         block="PhimoeSparseMoeBlock",
         config="PhimoeConfig",
-        routing=None,
-        settings={**_LOCAL, "num_experts_per_tok": 2},
+        routing=_phimoe,
+        settings={**_LOCAL, "num_experts_per_tok": 2, "router_jitter_noise": 0.2},  # high enough to matter
         gate="router",
-        in_words="sparsemixer: the block's own, jitmoe computes the experts",
     ),
     "granitemoe": Family(
         block="GraniteMoeMoE",
@@ -385,10 +386,20 @@ class Choice:
         """Returns which tokens have the same experts."""
         return (self.theirs.sort().values == self.ours.sort().values).all(-1)
 
+    def at_the_limit(self) -> torch.Tensor:
+        """Returns which tokens have a logit that is near a chosen one or not, as its distance is rounded to bf16."""
+        x, limit = self.logits.float(), 2 * self.routing.jitter_eps
+        tokens = torch.zeros(x.shape[0], dtype=torch.bool)
+        if self.routing.scoring is Scoring.SPARSEMIXER:
+            for m in x.gather(1, self.ours).split(1, dim=1):
+                distance = (m - x) / torch.maximum(x.abs(), m)
+                tokens |= ((distance / limit - 1).abs() <= 2**-7).any(-1)
+        return tokens
+
     def values(self, ids: torch.Tensor) -> torch.Tensor:
         """Returns what the chosen experts were chosen by, sorted."""
         routing, num_experts = self.routing, self.logits.shape[1]
-        if routing.topk_before_scoring:
+        if routing.chooses_by_logits:
             scores = self.logits.float()
         else:
             every = Routing(top_k=num_experts, scoring=routing.scoring)
@@ -432,7 +443,6 @@ def replaced(
         return jitmoe.fused_moe(*arguments, **options, **more).to(x.dtype)
 
     def routed(logits: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        assert family.routing is not None
         routing, bias = family.routing(gate, block)
         ours, ids = jitmoe.route(logits, routing, correction_bias=bias, ids_dtype="int64")
         seen.chosen.append(Choice(logits, routing, bias, theirs, ids))
@@ -468,8 +478,7 @@ def replaced(
             replace(block, "route_tokens_to_experts", lambda logits: routed(logits, own_route(logits)[1]))
             replace(experts, "forward", lambda x, ids, topk: fused(x.reshape(-1, HIDDEN), topk, ids).view(x.shape))
         else:
-            if family.routing is not None:
-                replace(gate, "forward", new_gate)
+            replace(gate, "forward", new_gate)
             replace(experts, "forward", new_experts)
         yield seen
 
@@ -489,11 +498,8 @@ def described(name: str) -> str:
     """Returns a family's row of the table in docs/models.md."""
     family = FAMILIES[name]
     block, _ = make(name, torch.float32)
-    if family.routing is None:
-        routing = family.in_words
-    else:
-        value, bias = family.routing(getattr(block, family.gate), block)
-        routing = _words(value) + (", correction bias" if bias is not None else "")
+    value, bias = family.routing(getattr(block, family.gate), block)
+    routing = _words(value) + (", correction bias" if bias is not None else "")
     options = expert_options(block.experts)
     w1, _, w1_up = expert_weights(block.experts)
     features = [options["activation"]]

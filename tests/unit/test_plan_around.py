@@ -72,8 +72,9 @@ def test_what_makes_no_difference_makes_no_other_kernel():
     one = kernel()
     assert kernel(num_groups=4, topk_groups=4, group_score="top2_sum") == one
     assert kernel(scaling_factor=3.0, num_shared_experts=2, shared_expert_weight=0.1, capacity_factor=1.5) == one
-    assert kernel(renormalize_epsilon=1.0, renormalize_min=0.5) == one
+    assert kernel(renormalize_epsilon=1.0, renormalize_min=0.5, jitter_eps=0.3) == one
     assert kernel(scoring="none", topk_before_scoring=True) == kernel(scoring="none")
+    assert kernel(scoring="sparsemixer", topk_before_scoring=True) == kernel(scoring="sparsemixer") != one
     assert kernel(temperature=2.0) == kernel(temperature=3.0) != one
     for field in ({"top_k": 3}, {"renormalize": True}, {"num_groups": 2}, {"scoring": "sigmoid"}):
         assert kernel(**field) != one

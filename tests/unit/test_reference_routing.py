@@ -18,6 +18,7 @@ SCORES = {
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
     "sqrt_softplus": lambda x: math.sqrt(math.log1p(math.exp(x))),
     "none": lambda x: x,
+    "sparsemixer": lambda x: x,
 }
 
 
@@ -26,6 +27,17 @@ def scores_of(row, scoring):
         e = [math.exp(x - max(row)) for x in row]
         return [x / sum(e) for x in e]
     return [SCORES[scoring](x) for x in row]
+
+
+def shares(x, candidates, ids, eps):
+    """Slot by slot, the part of the chosen expert in a softmax over those near it that are left."""
+    left, found = list(candidates), []
+    for chosen in ids:
+        m = x[chosen]
+        near = [x[e] for e in left if m - x[e] <= 2 * eps * max(abs(x[e]), m)]
+        found.append(1 / sum(math.exp(value - m) for value in near))
+        left.remove(chosen)
+    return found
 
 
 def naive(logits, routing, bias=None):
@@ -46,7 +58,9 @@ def naive(logits, routing, bias=None):
         for e in ids:
             room[e] -= 1
         weights = [scores[e] for e in ids]
-        if routing.topk_before_scoring and ids:
+        if routing.scoring.value == "sparsemixer":
+            weights = shares(x, candidates, ids, routing.jitter_eps)
+        elif routing.topk_before_scoring and ids:
             weights = scores_of(weights, routing.scoring.value)
         if routing.renormalize:
             total = max(sum(weights), routing.renormalize_min) + routing.renormalize_epsilon
@@ -67,6 +81,10 @@ ROUTERS = [
     (12, {"top_k": 2, "scoring": "none", "renormalize": True, "renormalize_min": 50.0}),
     (12, {"top_k": 4, "topk_before_scoring": True}),
     (12, {"top_k": 1, "topk_before_scoring": True, "scoring": "sigmoid"}),
+    (12, {"top_k": 2, "scoring": "sparsemixer", "jitter_eps": 0.0}),
+    (12, {"top_k": 2, "scoring": "sparsemixer", "jitter_eps": 0.125}),
+    (12, {"top_k": 5, "scoring": "sparsemixer", "jitter_eps": 0.25, "num_groups": 4, "topk_groups": 2}),
+    (12, {"top_k": 12, "scoring": "sparsemixer", "jitter_eps": 2.0, "renormalize": True}),
     (12, {"top_k": 3, "num_groups": 4, "topk_groups": 2}),
     (12, {"top_k": 3, "num_groups": 4, "topk_groups": 2, "group_score": "top2_sum", "scoring": "sigmoid"}),
     (12, {"top_k": 2, "num_shared_experts": 2, "shared_expert_weight": 0.4}),

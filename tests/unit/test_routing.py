@@ -26,6 +26,7 @@ WRONG = [
     ("num_shared_experts", -1),
     ("renormalize_epsilon", -1e-9),
     ("renormalize_min", float("nan")),
+    ("jitter_eps", -0.01),
     ("scaling_factor", float("inf")),
     ("shared_expert_weight", "1"),
     ("temperature", 0.0),
@@ -40,6 +41,13 @@ def test_wrong_values_are_named(name, value):
         Routing(**{"top_k": 2, "num_groups": 2, name: value})
     assert caught.value.argument == name
     assert repr(value) in caught.value.got
+
+
+def test_sparsemixer_has_no_capacity():
+    Routing(top_k=2, scoring="sparsemixer", num_groups=2)
+    with pytest.raises(ArgumentError, match="sparsemixer") as caught:
+        Routing(top_k=2, scoring="sparsemixer", capacity_factor=1.5)
+    assert caught.value.argument == "capacity_factor"
 
 
 def test_strings_become_members_and_numbers_floats():

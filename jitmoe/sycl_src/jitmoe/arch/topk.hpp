@@ -28,6 +28,7 @@ template <class Config> class TopK {
   static constexpr int32 kNobody = 0x7fffffff;
   static constexpr float kInfinity = __builtin_inff();
   static constexpr bool kSoftmaxOfAll = Config::scoring == Scoring::softmax && !Config::topk_before_scoring;
+  static constexpr bool kSparsemixer = Config::scoring == Scoring::sparsemixer;
   using Logit = element_t<Config::dtype>;
   using Id = element_t<Config::ids_dtype>;
 
@@ -63,12 +64,20 @@ template <class Config> class TopK {
       else *key_at(e) = epilogue::kNoKey;
     }
 
-    _Pragma("unroll") for (int32 r = 0; r < kSlots; ++r) ids[r] = -1;
+    float weights[kSlots];
+    _Pragma("unroll") for (int32 r = 0; r < kSlots; ++r) {
+      ids[r] = -1;
+      weights[r] = 0.0f;
+    }
 #pragma clang loop unroll(disable)
     for (int32 j = 0; j < Config::top_k; ++j) {
       const Candidate best = mine.best_of_lanes();
       if (capped && best.key == epilogue::kNoKey) break;  // no expert with room is left
       _Pragma("unroll") for (int32 r = 0; r < kSlots; ++r) ids[r] = j == r * kSimd + lane ? best.expert : ids[r];
+      if constexpr (kSparsemixer) {
+        const float share = share_of_the_near(row, best.expert);
+        _Pragma("unroll") for (int32 r = 0; r < kSlots; ++r) weights[r] = j == r * kSimd + lane ? share : weights[r];
+      }
       const int32 column = best.expert % kSimd;
       if (lane == column) *key_at(best.expert) = epilogue::kNoKey;
       sub_group_local_barrier();
@@ -78,7 +87,8 @@ template <class Config> class TopK {
       if (lane == column) mine = next;
     }
     sub_group_local_barrier();  // the next token's keys come after all lanes have read this one's
-    write<capped>(token, row, normalizer, ids);
+    if constexpr (!kSparsemixer) score_chosen(row, normalizer, ids, weights);
+    write<capped>(token, ids, weights);
   }
 
  private:
@@ -183,11 +193,19 @@ template <class Config> class TopK {
     return epilogue::order_key(epilogue::number_of_key(largest.key) + epilogue::number_of_key(runner_up));
   }
 
-  template <bool capped>
-  void write(int32 token, const Logit* row, const Normalizer& normalizer, const int32 (&ids)[kSlots]) const {
+  // What the chosen expert gets of a softmax over the experts near it that are left. Every lane looks through its own
+  // column, so no barrier is needed before the keys are read.
+  float share_of_the_near(const Logit* row, int32 chosen) const {
+    const float m = logit(row, chosen);
+    float sum = 0.0f;
+    for (int32 e = lane_id(); e < args_.num_experts; e += kSimd)
+      if (*key_at(e) != epilogue::kNoKey) sum += epilogue::exp_if_near<true>(logit(row, e), m, args_.jitter_eps);
+    return epilogue::divide(1.0f, sub_group_sum<kSimd>(sum));
+  }
+
+  void score_chosen(
+      const Logit* row, const Normalizer& normalizer, const int32 (&ids)[kSlots], float (&weights)[kSlots]) const {
     constexpr bool softmax_of_chosen = Config::scoring == Scoring::softmax && Config::topk_before_scoring;
-    const int32 lane = lane_id();
-    float weights[kSlots];
     Normalizer of{-kInfinity, 0.0f};
     _Pragma("unroll") for (int32 r = 0; r < kSlots; ++r) {
       weights[r] = -kInfinity;
@@ -205,14 +223,16 @@ template <class Config> class TopK {
     }
     if constexpr (Config::scoring == Scoring::softmax) {
       if constexpr (softmax_of_chosen) of.sum = sub_group_sum<kSimd>(sum);
-      sum = 0.0f;
-      _Pragma("unroll") for (int32 r = 0; r < kSlots; ++r) {
-        weights[r] = epilogue::divide(weights[r], of.sum);
-        sum += weights[r];
-      }
+      _Pragma("unroll") for (int32 r = 0; r < kSlots; ++r) weights[r] = epilogue::divide(weights[r], of.sum);
     }
+  }
+
+  template <bool capped> void write(int32 token, const int32 (&ids)[kSlots], const float (&weights)[kSlots]) const {
+    const int32 lane = lane_id();
     float divisor = 1.0f;
     if constexpr (Config::renormalize) {
+      float sum = 0.0f;
+      _Pragma("unroll") for (int32 r = 0; r < kSlots; ++r) sum += weights[r];
       sum = sub_group_sum<kSimd>(sum);
       divisor = (sum < args_.renormalize_min ? args_.renormalize_min : sum) + args_.renormalize_epsilon;
     }

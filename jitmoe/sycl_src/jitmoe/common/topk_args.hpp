@@ -30,6 +30,7 @@ struct TopKArgs {
   float temperature;
   float renormalize_epsilon;
   float renormalize_min;
+  float jitter_eps;
   float scaling_factor;
   float shared_expert_weight;
   // On CPUs.

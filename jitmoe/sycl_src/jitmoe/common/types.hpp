@@ -23,7 +23,7 @@ enum class Activation { silu, gelu, gelu_tanh, swiglu_oai, relu2 };
 enum class GateUp { concatenated, interleaved, separate, ungated };
 enum class Encoding { int8, e4m3, e5m2, int4, uint4, e2m1 };
 enum class InputQuant { int8, e4m3, e5m2 };
-enum class Scoring { softmax, sigmoid, sqrt_softplus, none };
+enum class Scoring { softmax, sigmoid, sqrt_softplus, sparsemixer, none };
 enum class GroupScore { max, top2_sum };
 enum class CpuIsa { generic, avx2, avx512, avx512_bf16, amx_bf16 };
 

@@ -36,7 +36,8 @@ template <class Config> class TopK {
       const Best best = largest_key();
       const bool empty = capped && best.key == epilogue::kNoKey;
       ids_[j] = empty ? -1 : best.index;
-      weights_[j] = empty ? -kInfinity : scores_[best.index];
+      if constexpr (Config::scoring == Scoring::sparsemixer) weights_[j] = share_of_the_near(args, best.index);
+      else weights_[j] = empty ? -kInfinity : scores_[best.index];
       if (!empty) keys_[best.index] = epilogue::kNoKey;
     }
     finish_weights<capped>(args);
@@ -184,8 +185,20 @@ template <class Config> class TopK {
     return best_lane<kLanes>(key, at * kLanes + lane_numbers());
   }
 
+  // sparsemixer: what the chosen expert gets of a softmax over the experts near it that are left. scores_ are logits.
+  float share_of_the_near(const TopKArgs& args, int32 chosen) const {
+    const F m = F(scores_[chosen]);
+    F sum = F(0.0f);
+    for (int v = 0; v < kVectors; ++v) {
+      const F e = epilogue::exp_if_near<kFused>(load<F>(scores_ + v * kLanes), m, args.jitter_eps);
+      sum += load<I>(keys_ + v * kLanes) == epilogue::kNoKey ? F(0.0f) : e;
+    }
+    return 1.0f / fold<kLanes, 1>(sum)[0];
+  }
+
   template <bool capped> void finish_weights(const TopKArgs& args) {
-    if constexpr (Config::topk_before_scoring && Config::scoring != Scoring::none) {
+    constexpr bool scored = Config::scoring == Scoring::none || Config::scoring == Scoring::sparsemixer;
+    if constexpr (Config::topk_before_scoring && !scored) {
       // Slots past top_k hold -inf: score 0, nothing in sums.
       for (int j = Config::top_k; j < kSlotVectors * kLanes; ++j) weights_[j] = -kInfinity;
       float largest = weights_[0];

@@ -3,6 +3,7 @@
 //
 //   sigmoid(x)       = 1 / (1 + exp(-x))
 //   sqrt_softplus(x) = sqrt(log(1 + exp(x))), sqrt(x) above 20 as in torch.nn.functional.softplus
+//   sparsemixer: 1 / sum of exp(x - m) over the experts near the chosen one, whose logit is m
 //
 // The same operations in the same order as torch's float32 ones, so that what is equal there is equal here: equal scores
 // decide by index. Hence exp is accurate to 1 ulp and keeps denormals, unlike the one in epilogue/activation.hpp.
@@ -96,6 +97,12 @@ template <Scoring scoring, bool fused, class F> inline F score(F x) {
     static_assert(scoring == Scoring::none, "softmax needs its whole row");
     return x;
   }
+}
+
+// sparsemixer: exp(x - m), 0 where x is not near m. Infinities and NaN are never far.
+template <bool fused, class F> inline F exp_if_near(F x, F m, float jitter_eps) {
+  const F size = x < 0.0f ? -x : x, e = exp_1ulp<fused>(x - m);
+  return m - x > 2.0f * jitter_eps * (size > m ? size : m) ? F(0.0f) : e;
 }
 
 constexpr int32 kNoKey = -2147483647 - 1;  // below every number's key
