@@ -38,6 +38,7 @@ def _form(encoding: Encoding, scale_dtype: DType, block_n: int, block_k: int, **
 
 
 _MXFP4 = _form(Encoding.E2M1, DType.E8M0, 1, 32)
+_MXFP8 = _form(Encoding.E4M3, DType.E8M0, 1, 32)
 _FP8_BLOCKS = _form(Encoding.E4M3, DType.FP32, 128, 128)
 
 # Names for the command line: what jitmoe.quantize_* and jitmoe.load_* give.
@@ -51,7 +52,7 @@ NAMED: dict[str, ExpertFormats] = {
     "int4": _both(_form(Encoding.INT4, DType.BF16, 1, 128)),
     "int4-zero-point": _both(_form(Encoding.UINT4, DType.BF16, 1, 128, has_zero_point=True)),
     "mxfp4": _both(_MXFP4),
-    "mxfp8": _both(_form(Encoding.E4M3, DType.E8M0, 1, 32)),
+    "mxfp8": _both(_MXFP8),
 }
 
 
@@ -87,7 +88,7 @@ def _formats(config: Mapping[str, Any], dtype: DType, w1_k: int, w2_k: int) -> E
     elif method in ("gptq", "awq"):
         known = _int4(config, is_gptq=method == "gptq", w1_k=w1_k, w2_k=w2_k)
     elif method == "compressed-tensors":
-        known = _compressed(config, dtype)
+        known = _compressed(config, dtype, w1_k, w2_k)
     return known or ExpertFormats(unknown=_words(config))
 
 
@@ -119,28 +120,60 @@ def _int4(config: Mapping[str, Any], *, is_gptq: bool, w1_k: int, w2_k: int) -> 
     return ExpertFormats(w1=form(w1_k, is_gptq and bool(config.get("desc_act"))), w2=form(w2_k, False))
 
 
-def _compressed(config: Mapping[str, Any], dtype: DType) -> ExpertFormats | None:
-    """8-bit weights with one scheme for all layers; 4-bit ones are packed in a way that no loader reads."""
+def _compressed(config: Mapping[str, Any], dtype: DType, w1_k: int, w2_k: int) -> ExpertFormats | None:
+    """One scheme for all layers, as ``load_compressed_tensors`` and the loaders that it names give it."""
     groups = config.get("config_groups")
     if not isinstance(groups, Mapping) or len(groups) != 1:
         return None
     (group,) = groups.values()
     weights = group.get("weights") if isinstance(group, Mapping) else None
-    if not isinstance(weights, Mapping) or weights.get("num_bits") != 8 or not weights.get("symmetric", True):
+    if not isinstance(weights, Mapping):
         return None
-    kind, strategy = weights.get("type"), weights.get("strategy")
+    kind, bits, inputs = weights.get("type", "int"), weights.get("num_bits"), group.get("input_activations")
+    stored = str(group.get("format") or config.get("format") or "")
+    if kind == "float" and stored.startswith("mxfp"):
+        return _both(_MXFP4 if bits == 4 else _MXFP8)
+    if kind == "int" and (bits == 4 or stored == "pack-quantized"):
+        return None if isinstance(inputs, Mapping) else _compressed_words(weights, dtype, w1_k, w2_k)
     encoding = {"int": Encoding.INT8, "float": Encoding.E4M3}.get(str(kind))
-    block = {"channel": (1, WHOLE), "tensor": (WHOLE, WHOLE)}.get(str(strategy))
-    if strategy == "block" and isinstance(weights.get("block_structure"), (list, tuple)):
-        block = tuple(weights["block_structure"])
-    if encoding is None or block is None or len(block) != 2:
+    block = _compressed_block(weights)
+    if bits != 8 or not weights.get("symmetric", True) or encoding is None or block is None:
         return None
-    inputs = group.get("input_activations")
     dynamic = isinstance(inputs, Mapping) and inputs.get("num_bits") == 8 and bool(inputs.get("dynamic", True))
     if isinstance(inputs, Mapping) and encoding is Encoding.INT8 and not dynamic:
         return None
     quantizes = encoding is Encoding.INT8 and dynamic
-    return _both(_form(encoding, dtype, block[0], block[1]), InputQuant.INT8 if quantizes else None)
+    return _both(_form(encoding, dtype, *block), InputQuant.INT8 if quantizes else None)
+
+
+def _compressed_block(weights: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns (block_n, block_k) of weights that are stored as they are."""
+    strategy, structure = weights.get("strategy"), weights.get("block_structure")
+    if strategy == "block" and isinstance(structure, (list, tuple)) and len(structure) == 2:
+        rows, columns = structure
+        return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
+    return {"channel": (1, WHOLE), "tensor": (WHOLE, WHOLE)}.get(str(strategy))
+
+
+def _compressed_words(weights: Mapping[str, Any], dtype: DType, w1_k: int, w2_k: int) -> ExpertFormats | None:
+    """Integers of 4 or 8 bits in int32 words."""
+    bits, size = weights.get("num_bits"), weights.get("group_size")
+    has_zero_point = not weights.get("symmetric", True)
+    is_grouped = weights.get("strategy") == "group"
+    if bits not in (4, 8) or (bits == 8 and has_zero_point):
+        return None
+    if not (weights.get("strategy") == "channel" or (is_grouped and isinstance(size, int) and size > 0)):
+        return None
+
+    def form(k: int, has_k_order: bool) -> WeightFormat:
+        is_whole = not is_grouped or size == k  # one scale per row, whatever it is called
+        return _form(
+            Encoding.UINT4 if bits == 4 else Encoding.INT8, dtype, 1, WHOLE if is_whole else size or WHOLE,
+            has_zero_point=has_zero_point, has_k_order=has_k_order and not is_whole,
+        )  # fmt: skip
+
+    # An order of w2 goes into w1's rows (jitmoe.fold_k_order).
+    return ExpertFormats(w1=form(w1_k, weights.get("actorder") in (True, "group", "dynamic")), w2=form(w2_k, False))
 
 
 def _words(config: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Expert weights as checkpoints store them -> ``QuantizedTensor``.
 
-Layouts that the kernels read as they are stay views (FP8 [E, N, K], MXFP4 and INT4 [E, N, K / 2]). Others are repacked
-once, into the same number of bytes: transposed FP8, and the int32 words of GPTQ and AWQ. All functions take the tensors
-of all experts, stacked along the first dimension, and raise ``ArgumentError`` for shapes and dtypes that do not fit.
+Layouts that the kernels read as they are stay views (8-bit codes [E, N, K], 4-bit codes along K in bytes or in
+compressed-tensors' int32 words). Others are repacked once, into the same number of bytes: transposed codes, and the
+int32 words of GPTQ and AWQ. All functions take the tensors of all experts, stacked along the first dimension, and raise
+``ArgumentError`` for shapes and dtypes that do not fit.
 """
 
 from __future__ import annotations
@@ -69,13 +70,28 @@ def load_fp8(data: Any, scale: Any, *, block: tuple[int, int] = (128, 128), k_ma
         block: (block_n, block_k) of block scales.
     """
     encoding = _fp8_encoding(data)
-    shape = _shape("data", data, None)
-    if len(shape) != 3:
-        raise ArgumentError(argument="data", got=f"shape {list(shape)}", expected="[E, N, K]")
     if k_major:
+        _rank3("data", data, "[E, K, N]")
         data = _row_major(data)
         scale = scale.mT if getattr(scale, "ndim", 0) == 3 else scale
-    experts, n, k = data.shape
+    return _eight_bits(data, scale, encoding, block)
+
+
+def load_int8(data: Any, scale: Any, *, block: tuple[int, int] = (128, 128)) -> QuantizedTensor:
+    """Returns INT8 weights, as compressed-tensors (``int-quantized``) and blockwise INT8 checkpoints have them.
+
+    Args:
+        data: int8 [E, N, K].
+        scale: as for ``load_fp8``; usually [E, N, 1].
+        block: (block_n, block_k) of block scales; (1, group size) for groups of K.
+    """
+    _shape("data", data, DType.INT8)
+    return _eight_bits(data, scale, Encoding.INT8, block)
+
+
+def _eight_bits(data: Any, scale: Any, encoding: Encoding, block: tuple[int, int]) -> QuantizedTensor:
+    """Returns codes [E, N, K] with scales of the granularity that their shape says."""
+    experts, n, k = _rank3("data", data, "[E, N, K]")
     sizes = tuple(scale.shape)
     blocks = (-(-n // block[0]), -(-k // block[1]))
     if scale.numel() == 1:
@@ -114,11 +130,7 @@ def load_gptq(
     With a ``g_idx`` that is not in order, columns are sorted by group and ``k_order`` says where they belong. The
     second GEMM's weights take no such order: see ``fold_k_order``.
     """
-    import torch
-
-    words = _shape("qweight", qweight, DType.INT32)
-    if len(words) != 3:
-        raise ArgumentError(argument="qweight", got=f"shape {list(words)}", expected="[E, K / 8, N]")
+    words = _rank3("qweight", qweight, "[E, K / 8, N]", DType.INT32)
     experts, k, n = words[0], words[1] * CODES_PER_WORD, words[2]
     sizes = _shape("scales", scales, None)
     if len(sizes) != 3 or sizes[0] != experts or sizes[2] != n or sizes[1] == 0 or k % sizes[1]:
@@ -136,19 +148,9 @@ def load_gptq(
                 expected=f"{[experts, groups, -(-n // CODES_PER_WORD)]}: a word per 8 columns and group",
             )
         zero = (_nibbles(qzeros)[..., :n] + zero_offset).mT.contiguous()
-    order = None
-    if g_idx is not None:
-        if _shape("g_idx", g_idx, DType.INT32) != (experts, k):
-            raise ArgumentError(argument="g_idx", got=f"shape {list(g_idx.shape)}", expected=f"{[experts, k]}")
-        size = k // groups
-        in_order = torch.arange(k, device=g_idx.device) // size
-        if not bool((g_idx == in_order).all()):
-            order = g_idx.argsort(dim=1, stable=True).to(torch.int32)
-            if not bool((g_idx.gather(1, order.long()) == in_order).all()):
-                raise ArgumentError(
-                    argument="g_idx", got="groups of different sizes", expected=f"each of {groups} groups {size} times"
-                )
-            codes = codes.gather(2, order.long().unsqueeze(1).expand(codes.shape))
+    order = None if g_idx is None else _order_of_groups(g_idx, experts, k, groups)
+    if order is not None:
+        codes = _columns(codes, order)
     form = WeightFormat(
         encoding=Encoding.UINT4,
         scale_dtype=_scale_dtype(scales),
@@ -170,9 +172,7 @@ def load_awq(qweight: Any, scales: Any, qzeros: Any) -> QuantizedTensor:
     """
     import torch
 
-    words, sizes, zeros = _shape("qweight", qweight, DType.INT32), _shape("scales", scales, None), None
-    if len(words) != 3:
-        raise ArgumentError(argument="qweight", got=f"shape {list(words)}", expected="[E, K, N / 8]")
+    words, sizes = _rank3("qweight", qweight, "[E, K, N / 8]", DType.INT32), _shape("scales", scales, None)
     experts, k, n = words[0], words[1], words[2] * CODES_PER_WORD
     if len(sizes) != 3 or sizes[0] != experts or sizes[2] != n or sizes[1] == 0 or k % sizes[1]:
         raise ArgumentError(
@@ -198,6 +198,65 @@ def load_awq(qweight: Any, scales: Any, qzeros: Any) -> QuantizedTensor:
         has_zero_point=True,
     )
     return QuantizedTensor(_packed(columns(qweight).mT), scales.mT, form, columns(qzeros).mT.contiguous())
+
+
+def load_compressed_tensors(
+    packed: Any, scale: Any, zero_point: Any = None, g_idx: Any = None, *, num_bits: int = 4
+) -> QuantizedTensor:
+    """Returns integer weights of compressed-tensors' ``pack-quantized`` format.
+
+    Args:
+        packed: ``weight_packed``, int32 [E, N, K * num_bits / 32]; a word holds neighbouring k, lowest bits first, each
+            code with 2^(num_bits - 1) added. 4-bit codes stay a view, 8-bit codes are copied.
+        scale: ``weight_scale`` [E, N, K / group], any float dtype; [E, N, 1] per channel.
+        zero_point: ``weight_zero_point``, int32 [E, ceil(N / 8), K / group], eight rows per word; only with 4 bits.
+            None for symmetric weights.
+        g_idx: ``weight_g_idx``, int32 [E, K], the group of each k (``actorder`` group); None, or with a -1 in it, for
+            groups in order (per expert). See ``load_gptq``.
+        num_bits: 4 or 8.
+
+    Of its other formats ``int-quantized`` is for ``load_int8``, ``float-quantized`` for ``load_fp8``,
+    ``mxfp4-pack-quantized`` for ``load_mxfp4`` and ``mxfp8-quantized`` for ``load_mxfp8``.
+    """
+    import torch
+
+    if num_bits not in (4, 8):
+        raise ArgumentError(argument="num_bits", got=repr(num_bits), expected="4 or 8")
+    words = _rank3("packed", packed, f"[E, N, K * {num_bits} / 32]", DType.INT32)
+    experts, n, k = words[0], words[1], words[2] * 32 // num_bits
+    sizes = _shape("scale", scale, None)
+    if len(sizes) != 3 or sizes[:2] != (experts, n) or sizes[2] == 0 or k % sizes[2]:
+        raise ArgumentError(
+            argument="scale", got=f"shape {list(sizes)}", expected=f"[{experts}, {n}, K / group] with K = {k}"
+        )
+    groups = sizes[2]
+    data = (packed if packed.stride(2) == 1 else packed.contiguous()).view(torch.uint8)
+    zero = None
+    if zero_point is not None:
+        if num_bits != 4:
+            raise ArgumentError(argument="zero_point", got="a tensor", expected="None: only 4-bit codes have them")
+        zero_words = (experts, -(-n // CODES_PER_WORD), groups)
+        if _shape("zero_point", zero_point, DType.INT32) != zero_words:
+            raise ArgumentError(
+                argument="zero_point",
+                got=f"shape {list(zero_point.shape)}",
+                expected=f"{list(zero_words)}: a word per 8 rows and group",
+            )
+        zero = _nibbles(zero_point.mT)[..., :n].mT.contiguous()
+    order = None if g_idx is None else _order_of_groups(g_idx, experts, k, groups, may_be_unset=True)
+    if num_bits == 8:
+        data = (data ^ 0x80).view(torch.int8)
+    if order is not None:
+        data = _columns(data, order) if num_bits == 8 else _packed(_columns(_halves(data), order))
+    form = WeightFormat(
+        encoding=Encoding.UINT4 if num_bits == 4 else Encoding.INT8,
+        scale_dtype=_scale_dtype(scale),
+        block_n=1,
+        block_k=WHOLE if groups == 1 else k // groups,
+        has_zero_point=zero is not None,
+        has_k_order=order is not None,
+    )
+    return QuantizedTensor(data, scale, form, zero, order)
 
 
 def fold_k_order(
@@ -251,6 +310,13 @@ def _shape(name: str, value: Any, dtype: DType | None) -> tuple[int, ...]:
     return info.shape
 
 
+def _rank3(name: str, value: Any, expected: str, dtype: DType | None = None) -> tuple[int, ...]:
+    shape = _shape(name, value, dtype)
+    if len(shape) != 3:
+        raise ArgumentError(argument=name, got=f"shape {list(shape)}", expected=expected)
+    return shape
+
+
 def _scale_dtype(scale: Any) -> DType:
     dtype = describe("scale", adopt("scale", scale)).dtype
     if dtype not in (DType.FP32, DType.BF16, DType.FP16):
@@ -275,6 +341,34 @@ def _group(data: Any, scale: Any, codes_per_byte: int) -> int:
     return codes[2] * codes_per_byte // scales[2]
 
 
+def _order_of_groups(g_idx: Any, experts: int, k: int, groups: int, *, may_be_unset: bool = False) -> Any:
+    """Returns int32 [E, K], the columns sorted by their groups [E, K]; None if they are.
+
+    With ``may_be_unset`` an expert with a -1 has its groups in order.
+    """
+    import torch
+
+    if _shape("g_idx", g_idx, DType.INT32) != (experts, k):
+        raise ArgumentError(argument="g_idx", got=f"shape {list(g_idx.shape)}", expected=f"{[experts, k]}")
+    size = k // groups
+    in_order = torch.arange(k, device=g_idx.device) // size
+    if may_be_unset:
+        g_idx = torch.where((g_idx == -1).any(dim=1, keepdim=True), in_order, g_idx)
+    if bool((g_idx == in_order).all()):
+        return None
+    order = g_idx.argsort(dim=1, stable=True)
+    if not bool((g_idx.gather(1, order) == in_order).all()):
+        raise ArgumentError(
+            argument="g_idx", got="groups of different sizes", expected=f"each of {groups} groups {size} times"
+        )
+    return order.to(torch.int32)
+
+
+def _columns(codes: Any, order: Any) -> Any:
+    """Returns codes [E, N, K] with the columns in ``order`` [E, K]."""
+    return codes.gather(2, order.long().unsqueeze(1).expand(codes.shape))
+
+
 def _row_major(data: Any) -> Any:
     """Returns [E, N, K] of [E, K, N], copied. Bytes are moved: torch copies float8 slowly."""
     import torch
@@ -288,6 +382,13 @@ def _nibbles(words: Any) -> Any:
 
     shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
     return ((words.unsqueeze(-1) >> shifts) & 15).to(torch.uint8).flatten(-2)
+
+
+def _halves(data: Any) -> Any:
+    """Returns codes [E, N, K] of bytes [E, N, K / 2], even k low."""
+    import torch
+
+    return torch.stack((data & 15, data >> 4), dim=-1).flatten(-2)
 
 
 def _packed(codes: Any) -> Any:

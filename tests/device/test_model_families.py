@@ -86,6 +86,16 @@ def test_quantized_experts_give_what_the_dequantized_ones_give(name, kind):
 # What config.json files say of checkpoints in these formats.
 QUANTIZATION_CONFIGS = {
     "fp8 in 128x128 blocks": {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"},
+    "int4 of compressed-tensors": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {
+            "group_0": {
+                "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32},
+                "input_activations": None,
+            }
+        },
+    },
     "mxfp4": {"quant_method": "mxfp4"},
 }
 

@@ -171,7 +171,7 @@ FAMILIES: dict[str, Family] = {
         config="DeepseekV3Config",
         routing=_deepseek_v3,
         settings=_ROUTED | _GROUPS,
-        formats=("fp8 in 128x128 blocks",),
+        formats=("fp8 in 128x128 blocks", "int4 of compressed-tensors"),  # the second: Kimi K2
     ),
     "deepseek_v4": Family(
         block="DeepseekV4SparseMoeBlock",
@@ -288,12 +288,20 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+
+def _compressed_int4(weights: torch.Tensor) -> QuantizedTensor:
+    """compressed-tensors' int32 words: four bytes of two codes each, with 8 added."""
+    made = jitmoe.quantize_int4(weights, group_size=32)
+    return jitmoe.load_compressed_tensors((made.data ^ 0x88).view(torch.int32), made.scale)
+
+
 FORMATS: dict[str, Callable[[torch.Tensor], QuantizedTensor]] = {
     "fp8 in 128x128 blocks": lambda weights: jitmoe.quantize_fp8(weights, scale=(128, 128)),
     "fp8 per channel": jitmoe.quantize_fp8,
     "int8": jitmoe.quantize_int8,
     "int4": lambda weights: jitmoe.quantize_int4(weights, group_size=32),
     "int4 with zero points": lambda weights: jitmoe.quantize_int4(weights, group_size=32, zero_point=True),
+    "int4 of compressed-tensors": _compressed_int4,
     "mxfp4": jitmoe.quantize_mxfp4,
 }
 

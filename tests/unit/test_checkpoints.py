@@ -65,18 +65,77 @@ def test_awq():
     assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), (codes.mT - spread[0]) * spread[1].double())
 
 
-def test_fp8_of_every_granularity():
-    values = torch.randn(E, 256, 384, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("n", "group"), [(N, GROUP), (20, 32), (N, K)])
+def test_compressed_tensors_of_4_bits(n, group, symmetric, ordered):
+    groups = K // group
+    codes, zeros, scale = numbers(E, n, K), numbers(E, n, groups, seed=1), scales(E, n, groups)
+    g_idx = (torch.arange(K) // group).repeat(E, 1)
+    if ordered:
+        g_idx[1] = g_idx[1][torch.randperm(K, generator=torch.Generator().manual_seed(1))]
+    zero = torch.full_like(zeros, 8) if symmetric else zeros
+    # Codes and zero points have 8 added when they are stored, which cancels out.
+    expected = (codes - group_of(g_idx, zero.mT)) * group_of(g_idx, scale.mT).double()
+    stored = torch.nn.functional.pad(zeros.mT, (0, -n % 8))  # eight rows per word
+    packed = packed_words(codes)
+    loaded = jitmoe.load_compressed_tensors(
+        packed,
+        scale,
+        None if symmetric else packed_words(stored).mT.contiguous(),
+        g_idx.to(torch.int32).index_fill(0, torch.tensor([0]), -1) if ordered else None,
+    )
+    assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), expected)
+    has_order = ordered and groups > 1
+    assert (loaded.k_order is not None) == has_order
+    assert (loaded.data.data_ptr() == packed.data_ptr()) != has_order, "copied"
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_compressed_tensors_of_8_bits(ordered):
+    codes, scale = numbers(E, N, K, high=256), scales(E, N, K // GROUP)
+    g_idx = (torch.arange(K) // GROUP).repeat(E, 1)
+    if ordered:
+        g_idx = g_idx.flip(1)
+    packed = packed_words(torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2))
+    loaded = jitmoe.load_compressed_tensors(packed, scale, None, g_idx.to(torch.int32), num_bits=8)
+    expected = (codes - 128) * group_of(g_idx, scale.mT).double()
+    assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), expected)
+    assert loaded.format.bits == 8 and (loaded.k_order is not None) == ordered
+
+
+def test_a_part_of_the_rows_of_packed_words_stays_a_view():
+    codes, scale = numbers(E, 2 * N, K), scales(E, 2 * N, 1)
+    packed = packed_words(codes)[:, N:]
+    loaded = jitmoe.load_compressed_tensors(packed, scale[:, N:])
+    assert loaded.data.data_ptr() == packed.data_ptr()
+    assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), (codes - 8)[:, N:] * scale[:, N:].double())
+
+
+@pytest.mark.parametrize("load", [jitmoe.load_fp8, jitmoe.load_int8])
+def test_8_bits_of_every_granularity(load):
+    values = torch.randn(E, 256, 384, generator=torch.Generator().manual_seed(0)) * 32
+    values = values.to(torch.int8 if load is jitmoe.load_int8 else torch.float8_e4m3fn)
     plain = values.double()
     for scale, spread in (
         (torch.tensor(0.5), lambda s: s),
         (torch.rand(E), lambda s: s[:, None, None]),
         (torch.rand(E, 256), lambda s: s[:, :, None]),
+        (torch.rand(E, 256, 1), lambda s: s),
         (torch.rand(E, 2, 3), lambda s: s.repeat_interleave(128, 1).repeat_interleave(128, 2)),
     ):
-        loaded = jitmoe.load_fp8(values, scale)
+        loaded = load(values, scale)
         assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), plain * spread(scale.double()))
         assert loaded.data.data_ptr() == values.data_ptr(), "copied"
+    groups = torch.rand(E, 256, 6)
+    loaded = load(values, groups, block=(1, 64))
+    expected = plain * groups.repeat_interleave(64, 2).double()
+    assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), expected)
+
+
+def test_fp8_of_transposed_weights():
+    values = torch.randn(E, 256, 384, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    plain = values.double()
     scale = torch.rand(E, 3, 2)
     loaded = jitmoe.load_fp8(values.view(torch.uint8).mT.contiguous().view(torch.float8_e4m3fn), scale, k_major=True)
     spread_scale = scale.mT.repeat_interleave(128, 1).repeat_interleave(128, 2).double()
@@ -125,6 +184,22 @@ REFUSED = [
     ("scale", lambda: jitmoe.load_fp8(torch.zeros(E, 256, 256).to(torch.float8_e4m3fn), torch.rand(E, 3, 2))),
     ("data", lambda: jitmoe.load_fp8(torch.zeros(E, 256, 256), torch.rand(E))),
     ("blocks", lambda: jitmoe.load_mxfp4(torch.zeros(E, N, 2, 8, dtype=torch.uint8), torch.zeros(E, N, 2))),
+    ("data", lambda: jitmoe.load_int8(torch.zeros(E, N, K), torch.rand(E))),
+    ("data", lambda: jitmoe.load_int8(torch.zeros(N, K, dtype=torch.int8), torch.rand(E))),
+    ("scale", lambda: jitmoe.load_int8(torch.zeros(E, N, K, dtype=torch.int8), torch.rand(E, N, 3))),
+    ("packed", lambda: jitmoe.load_compressed_tensors(torch.zeros(E, N, 8), scales(E, N, 4))),
+    ("packed", lambda: jitmoe.load_compressed_tensors(torch.zeros(N, 8, dtype=torch.int32), scales(E, N, 4))),
+    ("scale", lambda: jitmoe.load_compressed_tensors(torch.zeros(E, N, 8, dtype=torch.int32), scales(E, 4, N))),
+    ("scale", lambda: jitmoe.load_compressed_tensors(torch.zeros(E, N, 8, dtype=torch.int32), scales(E, N, 3))),
+    ("zero_point", lambda: jitmoe.load_compressed_tensors(
+        torch.zeros(E, N, 8, dtype=torch.int32), scales(E, N, 4), torch.zeros(E, N, 4, dtype=torch.int32))),
+    ("zero_point", lambda: jitmoe.load_compressed_tensors(
+        torch.zeros(E, N, 16, dtype=torch.int32), scales(E, N, 4), torch.zeros(E, 6, 4, dtype=torch.int32),
+        num_bits=8)),
+    ("g_idx", lambda: jitmoe.load_compressed_tensors(
+        torch.zeros(E, N, 8, dtype=torch.int32), scales(E, N, 4), None, torch.zeros(E, K, dtype=torch.int32))),
+    ("num_bits", lambda: jitmoe.load_compressed_tensors(
+        torch.zeros(E, N, 8, dtype=torch.int32), scales(E, N, 4), num_bits=3)),
     ("scale", lambda: jitmoe.load_int4(torch.zeros(E, N, 32, dtype=torch.uint8), torch.rand(E, N, 7))),
 ]  # fmt: skip
 

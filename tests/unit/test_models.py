@@ -337,6 +337,8 @@ def compressed(weights: dict[str, Any], inputs: dict[str, Any] | None) -> dict[s
     }
 
 
+_WORDS = {"format": "pack-quantized"}
+
 # (quantization_config, encoding, scale dtype, block of w1, zero points, k-order, inputs)
 QUANTIZED: dict[str, tuple[dict[str, Any], Any]] = {
     "fp8 blocks": (
@@ -373,6 +375,58 @@ QUANTIZED: dict[str, tuple[dict[str, Any], Any]] = {
         compressed({**_CHANNEL, "type": "float"}, _TOKENS),
         (Encoding.E4M3, DType.BF16, (1, WHOLE), False, False, None),
     ),
+    "int8 in words": (
+        {**compressed({"num_bits": 8, "type": "int", "strategy": "group", "group_size": 64}, None), **_WORDS},
+        (Encoding.INT8, DType.BF16, (1, 64), False, False, None),
+    ),
+    "int4 in words": (
+        {**compressed({"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}, None), **_WORDS},
+        (Encoding.UINT4, DType.BF16, (1, 32), False, False, None),
+    ),
+    "int4 in words, per channel": (
+        {**compressed({"num_bits": 4, "type": "int", "strategy": "channel"}, None), **_WORDS},
+        (Encoding.UINT4, DType.BF16, (1, WHOLE), False, False, None),
+    ),
+    "int4 in words with zero points and order": (
+        {
+            **compressed(
+                {
+                    "num_bits": 4,
+                    "type": "int",
+                    "strategy": "group",
+                    "group_size": 128,
+                    "symmetric": False,
+                    "actorder": "group",
+                },
+                None,
+            ),
+            **_WORDS,
+        },
+        (Encoding.UINT4, DType.BF16, (1, 128), True, True, None),
+    ),
+    "int4 in words, ordered for calibration only": (
+        {
+            **compressed(
+                {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "actorder": "static"}, None
+            ),
+            **_WORDS,
+        },
+        (Encoding.UINT4, DType.BF16, (1, 128), False, False, None),
+    ),
+    "compressed mxfp4": (
+        {
+            **compressed({"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}, None),
+            "format": "mxfp4-pack-quantized",
+        },
+        (Encoding.E2M1, DType.E8M0, (1, 32), False, False, None),
+    ),
+    "compressed mxfp8": (
+        {
+            **compressed({"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}, None),
+            "format": "mxfp8-quantized",
+        },
+        (Encoding.E4M3, DType.E8M0, (1, 32), False, False, None),
+    ),
     "fp8 in compressed blocks": (
         compressed({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [64, 128]}, _TOKENS),
         (Encoding.E4M3, DType.BF16, (64, 128), False, False, None),
@@ -404,7 +458,26 @@ def test_quantization_configs_become_formats(kind):
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
         ({"quant_algo": "NVFP4"}, "NVFP4"),
         (
-            {**compressed({"num_bits": 4, "type": "int", "strategy": "group"}, None), "format": "pack-quantized"},
+            {
+                **compressed({"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}, None),
+                "format": "nvfp4-pack-quantized",
+            },
+            "compressed-tensors nvfp4-pack-quantized",
+        ),
+        (
+            {**compressed({"num_bits": 4, "type": "int", "strategy": "channel"}, _TOKENS), "format": "int-quantized"},
+            "compressed-tensors int-quantized",
+        ),
+        (
+            {**compressed({"num_bits": 3, "type": "int", "strategy": "channel"}, None), **_WORDS},
+            "compressed-tensors pack-quantized",
+        ),
+        (
+            {**compressed({"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": False}, None), **_WORDS},
+            "compressed-tensors pack-quantized",
+        ),
+        (
+            {**compressed({"num_bits": 4, "type": "int", "strategy": "group"}, None), **_WORDS},
             "compressed-tensors pack-quantized",
         ),
         (compressed({**_CHANNEL, "type": "int"}, {"num_bits": 8, "dynamic": False}), "compressed-tensors"),
