@@ -57,6 +57,20 @@ class ArgumentError(JitMoEError, ValueError):
         return f"{self.argument}: expected {self.expected}, got {self.got}"
 
 
+class ModelError(JitMoEError):
+    """A model name, shape or config.json that cannot be read; ``advice`` says what to do."""
+
+    def __init__(self, *, model: str, reason: str, advice: str = "") -> None:
+        super().__init__(model=model, reason=reason, advice=advice)
+
+    model: str
+    reason: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.reason}" + (f"\n{self.advice}" if self.advice else "")
+
+
 class UnsupportedProblemError(JitMoEError):
     """No kernel of ours computes this problem on this device; ``reasons`` say why, with numbers."""
 

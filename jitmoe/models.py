@@ -17,26 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jitmoe.errors import JitMoEError, UnsupportedProblemError
+from jitmoe.errors import ModelError, UnsupportedProblemError
 from jitmoe.model_formats import NAMED, ExpertFormats, formats_of
+from jitmoe.model_routing import Router, router_of
 from jitmoe.problems.formats import WeightFormat
 from jitmoe.problems.fused_moe import COMPUTE_DTYPES, Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.routed import AdjustRoutingProblem
+from jitmoe.problems.routing import RoutingProblem
+from jitmoe.problems.sorting import SortProblem, max_padded_pairs
 
 CONFIG_NAME = "config.json"
-
-
-class ModelError(JitMoEError):
-    """A model name, shape or config.json that cannot be read; ``advice`` says what to do."""
-
-    def __init__(self, *, model: str, reason: str, advice: str = "") -> None:
-        super().__init__(model=model, reason=reason, advice=advice)
-
-    model: str
-    reason: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.model}: {self.reason}" + (f"\n{self.advice}" if self.advice else "")
+BIAS_DTYPE = DType.FP32  # of correction biases: how checkpoints hold them and servers keep them
+ALIGN_BLOCK = 64  # any will do: no kernel depends on it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +50,10 @@ class MoEModel:
     has_bias: bool = False  # per-expert biases of both matrices
     router_weight_on_input: bool = False
     formats: ExpertFormats = ExpertFormats()  # of quantized weights, which are [E, N, K] whatever the layouts say
-    num_shared_experts: int = 0  # run by the model outside of fused_moe
+    num_shared_experts: int = 0  # run by the model outside of fused_moe, or by it as its last experts
+    has_shared_gate: bool = False  # shared experts have a weight per token
     num_global_experts: int | None = None  # experts on all ranks, where these are one rank's part (expert parallel)
-    routing: str = ""  # in words
+    router: Router = Router(unknown="not known")
     note: str = ""  # what a user of the layer has to know
 
     @property
@@ -160,6 +153,79 @@ class MoEModel:
             input_block_k=0 if formats.input_quant is None or formats.w1 is None else formats.w1.block_k,
         )
 
+    def with_shared_experts(self) -> MoEModel:
+        """Returns the layer whose calls compute the shared experts too, as the last ones of their weights."""
+        more = self.num_shared_experts
+        everywhere = self.num_global_experts
+        return dataclasses.replace(
+            self,
+            num_experts=self.num_experts + more,
+            num_global_experts=None if everywhere is None else everywhere + more,
+            top_k=self.top_k + more,
+            num_shared_experts=0,
+        )
+
+    def routing_problem(self, num_tokens: int, *, logits_dtype: DType, ids_dtype: DType) -> RoutingProblem:
+        """Returns the ``route`` call of the model's router with ``num_tokens`` tokens and densely packed tensors."""
+        routing = self.router.routing
+        assert routing is not None
+        num_experts = self._num_routed_experts
+        return RoutingProblem(
+            num_tokens=num_tokens,
+            num_experts=num_experts,
+            routing=routing,
+            dtype=logits_dtype,
+            bias_dtype=BIAS_DTYPE if self.router.has_correction_bias else None,
+            ids_dtype=ids_dtype,
+            logits_row_stride=num_experts,
+            weights_row_stride=routing.num_slots,
+            ids_row_stride=routing.num_slots,
+        )
+
+    def adjust_problem(self, num_tokens: int, *, ids_dtype: DType, weights_dtype: DType) -> AdjustRoutingProblem:
+        """Returns what comes before the experts in calls with given weights and ``num_shared_experts``."""
+        return AdjustRoutingProblem(
+            num_tokens=num_tokens,
+            top_k=self.top_k,
+            num_shared_experts=self.num_shared_experts,
+            first_shared_expert=self._num_routed_experts,
+            renormalize=False,
+            ids_dtype=ids_dtype,
+            weights_dtype=weights_dtype,
+            shared_dtype=weights_dtype if self.has_shared_gate else None,
+            topk_ids_row_stride=self.top_k,
+            topk_weights_row_stride=self.top_k,
+            shared_row_stride=self.num_shared_experts if self.has_shared_gate else 0,
+        )
+
+    def align_problem(self, num_tokens: int, *, ids_dtype: DType) -> SortProblem:
+        """Returns the ``moe_align_block_size`` call."""
+        longest = max_padded_pairs(num_tokens * self.top_k, self.num_experts, ALIGN_BLOCK)
+        return SortProblem(
+            num_tokens=num_tokens,
+            top_k=self.top_k,
+            num_experts=self.num_experts,
+            num_global_experts=self.num_global_experts,
+            block_size=ALIGN_BLOCK,
+            ids_dtype=ids_dtype,
+            ids_row_stride=self.top_k,
+            num_sorted=longest,
+            num_blocks=longest // ALIGN_BLOCK,
+        )
+
+    def sort_problem(self, num_tokens: int, *, ids_dtype: DType, weights_dtype: DType) -> SortProblem:
+        """Returns the ``moe_sorting`` call."""
+        return dataclasses.replace(
+            self.align_problem(num_tokens, ids_dtype=ids_dtype),
+            weights_dtype=weights_dtype,
+            weights_row_stride=self.top_k,
+            zeroed_bytes=num_tokens * self.hidden_size * self.dtype.num_bytes,
+        )
+
+    @property
+    def _num_routed_experts(self) -> int:
+        return self.num_experts if self.num_global_experts is None else self.num_global_experts
+
     def __str__(self) -> str:
         return (
             f"H={self.hidden_size} I={self.intermediate_size} E={self.num_experts} k={self.top_k} "
@@ -181,63 +247,73 @@ class MoEModel:
         return ", ".join(words)
 
 
-# The built-in table. Sizes are those of the published config.json files; the layouts those of transformers 5.
+# The built-in table. Sizes and routers are those of the published config.json files; layouts those of transformers 5.
 
-_SOFTMAX = "softmax, then top-k"
-_SIGMOID = "sigmoid with correction bias, then top-k"
 _FP8 = "the published checkpoint is FP8 in 128x128 blocks: --format fp8-block; without, weights converted to bf16"
 
 
-def _row(name: str, h: int, i: int, e: int, k: int, **more: Any) -> MoEModel:
-    return MoEModel(name=name, hidden_size=h, intermediate_size=i, num_experts=e, top_k=k, **more)
+def _row(
+    name: str, model_type: str, h: int, i: int, e: int, k: int, router: Mapping[str, Any] | None = None, **more: Any
+) -> MoEModel:
+    """Returns a row; ``router`` are the published config's keys of routing that differ from transformers' defaults."""
+    how = router_of(model_type, router or {}, name=name, num_experts=e, top_k=k)
+    return MoEModel(name=name, hidden_size=h, intermediate_size=i, num_experts=e, top_k=k, router=how, **more)
 
 
 def _gpt_oss(name: str, num_experts: int) -> MoEModel:
     return _row(
-        name, 2880, 2880, num_experts, 4, activation="swiglu_oai", swiglu_limit=7.0, w1_layout=Layout.KN,
+        name, "gpt_oss", 2880, 2880, num_experts, 4, activation="swiglu_oai", swiglu_limit=7.0, w1_layout=Layout.KN,
         w2_layout=Layout.KN, gate_up=GateUp.INTERLEAVED, has_bias=True, formats=NAMED["mxfp4"],
-        routing="top-k, then softmax",
     )  # fmt: skip
 
 
 def _llama4(name: str, num_experts: int) -> MoEModel:
     return _row(
-        name, 5120, 8192, num_experts, 1, w1_layout=Layout.KN, w2_layout=Layout.KN, num_shared_experts=1,
-        routing="top-1, then sigmoid", router_weight_on_input=True,
+        name, "llama4_text", 5120, 8192, num_experts, 1, w1_layout=Layout.KN, w2_layout=Layout.KN,
+        num_shared_experts=1, router_weight_on_input=True,
     )  # fmt: skip
+
+
+_NORM = {"norm_topk_prob": True}
+_GATED: dict[str, Any] = {"num_shared_experts": 1, "has_shared_gate": True}
+_V2 = {"topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3, "routed_scaling_factor": 16.0}
+
+
+def _one_group(scaling: float) -> dict[str, Any]:
+    return {"n_group": 1, "topk_group": 1, "routed_scaling_factor": scaling}
 
 
 MODELS: dict[str, MoEModel] = {
     model.name: model
     for model in (
-        _row("mixtral-8x7b", 4096, 14336, 8, 2, routing=_SOFTMAX),
-        _row("mixtral-8x22b", 6144, 16384, 8, 2, routing=_SOFTMAX),
-        _row("qwen1.5-moe-a2.7b", 2048, 1408, 60, 4, num_shared_experts=1, routing=_SOFTMAX),
-        _row("qwen2-57b-a14b", 3584, 2560, 64, 8, num_shared_experts=1, routing=_SOFTMAX),
-        _row("qwen3-30b-a3b", 2048, 768, 128, 8, routing=_SOFTMAX),
-        _row("qwen3-235b-a22b", 4096, 1536, 128, 8, routing=_SOFTMAX),
-        _row("qwen3-coder-480b-a35b", 6144, 2560, 160, 8, routing=_SOFTMAX),
-        _row("qwen3-next-80b-a3b", 2048, 512, 512, 10, num_shared_experts=1, routing=_SOFTMAX),
-        _row("qwen3.5-35b-a3b", 2048, 512, 256, 8, num_shared_experts=1, routing=_SOFTMAX),
-        _row("deepseek-moe-16b", 2048, 1408, 64, 6, num_shared_experts=2, routing=_SOFTMAX),
-        _row("deepseek-v2-lite", 2048, 1408, 64, 6, num_shared_experts=2, routing=_SOFTMAX),
-        _row("deepseek-v2", 5120, 1536, 160, 6, num_shared_experts=2, routing="softmax, grouped top-k"),
-        _row("deepseek-v3", 7168, 2048, 256, 8, num_shared_experts=1, routing=_SIGMOID + " in groups", note=_FP8),
-        _row("kimi-k2", 7168, 2048, 384, 8, num_shared_experts=1, routing=_SIGMOID, note=_FP8),
-        _row("moonlight-16b-a3b", 2048, 1408, 64, 6, num_shared_experts=2, routing=_SIGMOID),
-        _row("glm-4.5", 5120, 1536, 160, 8, num_shared_experts=1, routing=_SIGMOID),
-        _row("glm-4.5-air", 4096, 1408, 128, 8, num_shared_experts=1, routing=_SIGMOID),
-        _row("olmoe-1b-7b", 2048, 1024, 64, 8, routing=_SOFTMAX),
-        _row("phi-3.5-moe", 4096, 6400, 16, 2, routing="sparsemixer"),
-        _row("granite-3.0-1b-a400m", 1024, 512, 32, 8, routing="top-k, then softmax"),
-        _row("granite-3.0-3b-a800m", 1536, 512, 40, 8, routing="top-k, then softmax"),
-        _row("minimax-m2", 3072, 1536, 256, 8, routing=_SIGMOID, note=_FP8),
-        _row("ernie-4.5-21b-a3b", 2560, 1536, 64, 6, num_shared_experts=2, routing=_SOFTMAX),
-        _row("ernie-4.5-300b-a47b", 8192, 3584, 64, 8, routing=_SOFTMAX),
-        _row("lfm2-8b-a1b", 2048, 1792, 32, 4, routing=_SIGMOID),
-        _row("jamba-1.5-mini", 4096, 14336, 16, 2, routing=_SOFTMAX),
-        _row("jamba-1.5-large", 8192, 24576, 16, 2, routing=_SOFTMAX),
-        _row("dbrx", 6144, 10752, 16, 4, gate_up=GateUp.SEPARATE, w2_layout=Layout.KN, routing=_SOFTMAX),
+        _row("mixtral-8x7b", "mixtral", 4096, 14336, 8, 2),
+        _row("mixtral-8x22b", "mixtral", 6144, 16384, 8, 2),
+        _row("qwen1.5-moe-a2.7b", "qwen2_moe", 2048, 1408, 60, 4, **_GATED),
+        _row("qwen2-57b-a14b", "qwen2_moe", 3584, 2560, 64, 8, **_GATED),
+        _row("qwen3-30b-a3b", "qwen3_moe", 2048, 768, 128, 8, _NORM),
+        _row("qwen3-235b-a22b", "qwen3_moe", 4096, 1536, 128, 8, _NORM),
+        _row("qwen3-coder-480b-a35b", "qwen3_moe", 6144, 2560, 160, 8, _NORM),
+        _row("qwen3-next-80b-a3b", "qwen3_next", 2048, 512, 512, 10, **_GATED),
+        _row("qwen3.5-35b-a3b", "qwen3_5_moe_text", 2048, 512, 256, 8, **_GATED),
+        _row("deepseek-moe-16b", "deepseek", 2048, 1408, 64, 6, num_shared_experts=2),
+        _row("deepseek-v2-lite", "deepseek_v2", 2048, 1408, 64, 6, num_shared_experts=2),
+        _row("deepseek-v2", "deepseek_v2", 5120, 1536, 160, 6, _V2, num_shared_experts=2),
+        _row("deepseek-v3", "deepseek_v3", 7168, 2048, 256, 8, num_shared_experts=1, note=_FP8),
+        _row("kimi-k2", "kimi_k2", 7168, 2048, 384, 8, _one_group(2.827), num_shared_experts=1, note=_FP8),
+        _row("moonlight-16b-a3b", "deepseek_v3", 2048, 1408, 64, 6, _one_group(2.446), num_shared_experts=2),
+        _row("glm-4.5", "glm4_moe", 5120, 1536, 160, 8, _one_group(2.5), num_shared_experts=1),
+        _row("glm-4.5-air", "glm4_moe", 4096, 1408, 128, 8, _one_group(1.0), num_shared_experts=1),
+        _row("olmoe-1b-7b", "olmoe", 2048, 1024, 64, 8),
+        _row("phi-3.5-moe", "phimoe", 4096, 6400, 16, 2),
+        _row("granite-3.0-1b-a400m", "granitemoe", 1024, 512, 32, 8),
+        _row("granite-3.0-3b-a800m", "granitemoe", 1536, 512, 40, 8),
+        _row("minimax-m2", "minimax_m2", 3072, 1536, 256, 8, note=_FP8),
+        _row("ernie-4.5-21b-a3b", "ernie4_5_moe", 2560, 1536, 64, 6, num_shared_experts=2),
+        _row("ernie-4.5-300b-a47b", "ernie4_5_moe", 8192, 3584, 64, 8),
+        _row("lfm2-8b-a1b", "lfm2_moe", 2048, 1792, 32, 4),
+        _row("jamba-1.5-mini", "jamba", 4096, 14336, 16, 2),
+        _row("jamba-1.5-large", "jamba", 8192, 24576, 16, 2),
+        _row("dbrx", "dbrx", 6144, 10752, 16, 4, gate_up=GateUp.SEPARATE, w2_layout=Layout.KN),
         _llama4("llama-4-scout", 16),
         _llama4("llama-4-maverick", 128),
         _gpt_oss("gpt-oss-20b", 32),
@@ -304,7 +380,15 @@ def find_model(what: str) -> MoEModel:
     if _SHAPE.match(what):
         sizes = {letter: int(number) for letter, number in _SHAPE_PART.findall(what)}
         if len(sizes) == 4 and all(sizes.values()):
-            return _checked(_row(what, sizes["H"], sizes["I"], sizes["E"], sizes["k"]))
+            return _checked(
+                MoEModel(
+                    name=what,
+                    hidden_size=sizes["H"],
+                    intermediate_size=sizes["I"],
+                    num_experts=sizes["E"],
+                    top_k=sizes["k"],
+                )
+            )
     plain = _plain(what)
     model = MODELS.get(_ALIASES.get(plain, plain))
     if model is not None:
@@ -364,6 +448,8 @@ class _Family:
     section: str = ""  # sub-dictionary that holds everything but ``hidden``
     shared: tuple[str, ...] = ()  # number of shared experts
     shared_size: tuple[str, ...] = ()  # or the width of the only one
+    always_shared: int = 0  # number of shared experts that no key tells
+    has_shared_gate: bool = False
     always_activation: str = ""  # whatever hidden_act says
     limit: float | None = None  # where the config does not say swiglu_limit
     w1_layout: Layout = Layout.NK
@@ -371,17 +457,15 @@ class _Family:
     gate_up: GateUp = GateUp.CONCATENATED
     has_bias: bool = False
     router_weight_on_input: bool = False
-    routing: str = _SOFTMAX
     note: str = ""
 
 
-_QWEN = _Family(shared_size=("shared_expert_intermediate_size",))
+_QWEN = _Family(shared_size=("shared_expert_intermediate_size",), has_shared_gate=True)
 _DEEPSEEK = _Family(experts=("n_routed_experts", "num_experts", "num_local_experts"), shared=("n_shared_experts",))
-_DEEPSEEK_V3 = dataclasses.replace(_DEEPSEEK, routing=_SIGMOID + " in groups")
 _LOCAL = _Family(intermediate=("intermediate_size",), experts=("num_local_experts", "num_experts"))
-_GRANITE = dataclasses.replace(_LOCAL, routing="top-k, then softmax", shared_size=("shared_intermediate_size",))
+_GRANITE = dataclasses.replace(_LOCAL, shared_size=("shared_intermediate_size",))
 _LLAMA4_FAMILY = dataclasses.replace(
-    _LOCAL, w1_layout=Layout.KN, w2_layout=Layout.KN, routing="top-1, then sigmoid", router_weight_on_input=True
+    _LOCAL, w1_layout=Layout.KN, w2_layout=Layout.KN, router_weight_on_input=True, always_shared=1
 )
 
 _FAMILIES: dict[str, _Family] = {
@@ -395,11 +479,11 @@ _FAMILIES: dict[str, _Family] = {
     "qwen3_vl_moe_text": _QWEN,
     "deepseek": _DEEPSEEK,
     "deepseek_v2": _DEEPSEEK,
-    "deepseek_v3": _DEEPSEEK_V3,
-    "deepseek_v32": _DEEPSEEK_V3,
-    "kimi_k2": _DEEPSEEK_V3,
-    "glm_moe_dsa": _DEEPSEEK_V3,
-    "deepseek_v4": dataclasses.replace(_DEEPSEEK_V3, routing="sqrt-softplus, or a table by token"),
+    "deepseek_v3": _DEEPSEEK,
+    "deepseek_v32": _DEEPSEEK,
+    "kimi_k2": _DEEPSEEK,
+    "glm_moe_dsa": _DEEPSEEK,
+    "deepseek_v4": _DEEPSEEK,
     "llama4": _LLAMA4_FAMILY,
     "llama4_text": _LLAMA4_FAMILY,
     "gpt_oss": dataclasses.replace(
@@ -411,25 +495,24 @@ _FAMILIES: dict[str, _Family] = {
         w2_layout=Layout.KN,
         gate_up=GateUp.INTERLEAVED,
         has_bias=True,
-        routing="top-k, then softmax",
     ),
-    "glm4_moe": dataclasses.replace(_DEEPSEEK_V3, routing=_SIGMOID),
-    "glm4v_moe": dataclasses.replace(_DEEPSEEK_V3, routing=_SIGMOID),
-    "glm4v_moe_text": dataclasses.replace(_DEEPSEEK_V3, routing=_SIGMOID),
-    "dots1": dataclasses.replace(_DEEPSEEK_V3, routing=_SIGMOID),
+    "glm4_moe": _DEEPSEEK,
+    "glm4v_moe": _DEEPSEEK,
+    "glm4v_moe_text": _DEEPSEEK,
+    "dots1": _DEEPSEEK,
     "olmoe": dataclasses.replace(_LOCAL, experts=("num_experts", "num_local_experts")),
-    "phimoe": dataclasses.replace(_LOCAL, routing="sparsemixer"),
+    "phimoe": _LOCAL,
     "granitemoe": _GRANITE,
     "granitemoeshared": _GRANITE,
     "granitemoehybrid": _GRANITE,
     "minimax": _LOCAL,
-    "minimax_m2": dataclasses.replace(_LOCAL, routing=_SIGMOID),
+    "minimax_m2": _LOCAL,
     "ernie4_5_moe": _Family(
         experts=("moe_num_experts", "num_experts", "num_local_experts"),
         top_k=("moe_k", "num_experts_per_tok"),
         shared=("moe_num_shared_experts",),
     ),
-    "lfm2_moe": dataclasses.replace(_QWEN, shared_size=(), routing=_SIGMOID),
+    "lfm2_moe": _Family(),
     "jamba": dataclasses.replace(_LOCAL, experts=("num_experts", "num_local_experts")),
     "dbrx": _Family(
         hidden=("d_model", "hidden_size"),
@@ -442,11 +525,10 @@ _FAMILIES: dict[str, _Family] = {
         gate_up=GateUp.SEPARATE,
     ),
     "nemotron_h": dataclasses.replace(
-        _DEEPSEEK_V3,
+        _DEEPSEEK,
         hidden=("moe_latent_size", "hidden_size"),
         activation=("mlp_hidden_act", "hidden_act"),
         gate_up=GateUp.UNGATED,
-        routing=_SIGMOID,
     ),
     "hunyuan_v1_moe": dataclasses.replace(
         _LOCAL, experts=("num_experts",), top_k=("moe_topk", "num_experts_per_tok"), shared_size=("num_shared_expert",)
@@ -524,15 +606,17 @@ def model_of_config(config: Mapping[str, Any], *, name: str) -> MoEModel:
 
     hidden_size, intermediate_size = number(family.hidden, text), number(family.intermediate, part)
     dtype = _dtype_of(name, text, config)
+    num_experts, top_k = number(family.experts, part), number(family.top_k, part)
     shared = [part[key] for key in family.shared if isinstance(part.get(key), int)]
     shared += [1 for key in family.shared_size if part.get(key)]
+    num_shared = sum(shared) + family.always_shared
     return _checked(
         MoEModel(
             name=name,
             hidden_size=hidden_size,
             intermediate_size=intermediate_size,
-            num_experts=number(family.experts, part),
-            top_k=number(family.top_k, part),
+            num_experts=num_experts,
+            top_k=top_k,
             dtype=dtype,
             activation=family.always_activation or _activation_of(name, part, family.activation),
             swiglu_alpha=_number_of(name, text, "swiglu_alpha", 1.702),
@@ -543,8 +627,9 @@ def model_of_config(config: Mapping[str, Any], *, name: str) -> MoEModel:
             has_bias=family.has_bias,
             router_weight_on_input=family.router_weight_on_input,
             formats=formats_of(text, config, dtype=dtype, w1_k=hidden_size, w2_k=intermediate_size),
-            num_shared_experts=sum(shared),
-            routing=family.routing,
+            num_shared_experts=num_shared,
+            has_shared_gate=family.has_shared_gate and num_shared > 0,
+            router=router_of(model_type, part, name=name, num_experts=num_experts, top_k=top_k),
             note=family.note,
         )
     )

@@ -17,7 +17,7 @@ from jitmoe.compilers.ocloc import find_ocloc
 from jitmoe.device import Device, DeviceKind
 from jitmoe.kernels import KernelStore
 from jitmoe.operation import Problem, parts_of
-from jitmoe.plan import planner_for
+from jitmoe.plan import plan_for, planner_for
 from jitmoe.runtime.launcher import BoundPlan
 from jitmoe.runtime.loader import Kernel
 from jitmoe.runtime.stream import Stream
@@ -70,9 +70,7 @@ class Pipeline:
 
         ``tensor_names`` are the tensors that each call will bring, in the order of their addresses.
         """
-        device = stream.device
-        planner = planner_for(problem, device)
-        plan = planner.launches(problem, device, planner.choose(problem, device))
+        plan = plan_for(problem, stream.device)
         kernels: dict[KernelSpec, Kernel] = {}
         for part in parts_of(problem):
             kernels |= self._trusted_kernels(part, stream)
@@ -137,8 +135,7 @@ def default() -> Pipeline:
 
 def explain(problem: Problem, device: Device) -> str:
     """Returns the plan for ``problem`` on ``device`` as text: decisions, kernels, launches, workspace."""
-    planner = planner_for(problem, device)
-    plan = planner.launches(problem, device, planner.choose(problem, device))
+    plan = plan_for(problem, device)
     lines = [f"{problem} on {device}"]
     lines += [f"  {decision}" for decision in plan.decisions]
     for launch in plan.launches:

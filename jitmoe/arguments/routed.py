@@ -11,8 +11,8 @@ from jitmoe.arguments.common import check_dtype, check_flag, check_rank, row_str
 from jitmoe.arguments.fused_moe import FusedMoEOptions, fused_moe_problem
 from jitmoe.arguments.routing import check_routing, routing_problem
 from jitmoe.errors import ArgumentError
-from jitmoe.problems.fused_moe import FUSED_MOE, INDEX_DTYPES, WEIGHT_DTYPES, DType
-from jitmoe.problems.routed import AdjustRoutingProblem, RoutedMoEProblem
+from jitmoe.problems.fused_moe import FUSED_MOE, INDEX_DTYPES, WEIGHT_DTYPES
+from jitmoe.problems.routed import ROUTED_IDS_DTYPE, ROUTED_WEIGHTS_DTYPE, AdjustRoutingProblem, RoutedMoEProblem
 from jitmoe.problems.routing import Routing, RoutingProblem
 from jitmoe.tensors import TensorInfo, dense
 
@@ -80,10 +80,10 @@ def routed_moe_problem(
 
 
 def _workspace(like: TensorInfo, num_tokens: int, slots: int) -> dict[str, TensorInfo]:
-    """Returns the facts of the routing's result: float32 weights and int32 ids, dense."""
+    """Returns the facts of the routing's result."""
     return {
         name: dense(TensorInfo(0, (num_tokens, slots), (slots, 1), dtype, dtype.value, like.place))
-        for name, dtype in (("topk_weights", DType.FP32), ("topk_ids", DType.INT32))
+        for name, dtype in (("topk_weights", ROUTED_WEIGHTS_DTYPE), ("topk_ids", ROUTED_IDS_DTYPE))
     }
 
 

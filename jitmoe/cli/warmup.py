@@ -8,32 +8,27 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from jitmoe import knobs, pipeline
 from jitmoe.cli import terminal
 from jitmoe.cli.devices import DeviceError, Target, resolve
 from jitmoe.cli.layers import look_only_cache
+from jitmoe.cli.model_calls import DEFAULT_OPS, MAX_TOKENS, OPS, Bucket, Calls, Dtypes, calls_of, default_token_counts
 from jitmoe.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from jitmoe.compilers.base import parallel_jobs
-from jitmoe.device import DeviceKind
-from jitmoe.errors import ArgumentError, JitMoEError, RuntimeUnavailableError, UnsupportedProblemError
+from jitmoe.errors import ArgumentError, JitMoEError, ModelError, RuntimeUnavailableError, UnsupportedProblemError
 from jitmoe.model_formats import NAMED, PLAIN
-from jitmoe.models import MODELS, ModelError, MoEModel, find_model
+from jitmoe.models import MODELS, MoEModel, find_model
 from jitmoe.pipeline import Pipeline
-from jitmoe.plan import planner_for
-from jitmoe.plan.launch import Plan
-from jitmoe.problems.fused_moe import INDEX_DTYPES, WEIGHT_DTYPES, DType, Layout, MoEProblem
+from jitmoe.problems.fused_moe import COMPUTE_DTYPES, INDEX_DTYPES, WEIGHT_DTYPES, DType, Layout
 from jitmoe.runtime.stream import stream_of
 from jitmoe.spec import KernelSpec
 
-MAX_TOKENS = 16384  # of the default token counts; servers split longer prefills
-DENSE_TOKENS = 256  # up to here every count is looked at
-STEPS_PER_OCTAVE = 32  # and from here this many per doubling, so that no planner bucket is stepped over
 SHOWN_FAILURES = 3  # in full
-GPU_ALIGNMENT = 64  # bytes; what allocators give at least, and what 2D block loads need
 
 EXAMPLES = """\
 examples:
@@ -48,71 +43,38 @@ exit codes: 0 all kernels are ready, 1 some are not, 2 the command line or the m
 """
 
 
-def default_token_counts() -> tuple[int, ...]:
-    """Returns the token counts to look at: all small ones, then a fine geometric series up to ``MAX_TOKENS``."""
-    counts = set(range(1, DENSE_TOKENS + 1))
-    step = 0
-    while (value := round(DENSE_TOKENS * 2 ** (step / STEPS_PER_OCTAVE))) <= MAX_TOKENS:
-        counts.add(value)
-        step += 1
-    return tuple(sorted(counts))
-
-
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """Neighbouring token counts that one set of kernels serves, and the call that stands for them."""
+class Work:
+    """What one device needs."""
 
-    first: int
-    last: int
-    problem: MoEProblem
-    plan: Plan
-    asked: tuple[int, ...] = ()  # the counts in it that were asked for one by one
+    target: Target
+    calls: tuple[Calls, ...]
 
     @property
-    def tokens(self) -> str:
-        if self.asked:
-            return ",".join(map(str, self.asked))
-        return str(self.first) if self.first == self.last else f"{self.first}..{self.last}"
+    def of_each_op(self) -> tuple[Calls, ...]:
+        """The first calls of each op: what is shown, because dtypes change little."""
+        return _first_of_each((calls.op, calls) for calls in self.calls)
+
+    @property
+    def specs(self) -> tuple[KernelSpec, ...]:
+        """All kernels, each once."""
+        return tuple(dict.fromkeys(spec for calls in self.calls for spec in calls.specs))
+
+    @property
+    def sets(self) -> tuple[tuple[Calls, Bucket], ...]:
+        """Kernels that are loaded and checked together, each set once, with calls that need it."""
+        return _first_of_each((bucket.plan.specs, (calls, bucket)) for calls in self.calls for bucket in calls.buckets)
 
 
-def buckets_of(
-    target: Target, model: MoEModel, tokens: Sequence[int], ids: DType, weights: DType, *, exact: bool = True
-) -> list[Bucket]:
-    """Returns the buckets of ``tokens`` (ascending) on a device; raises ``UnsupportedProblemError``.
-
-    Unless ``exact``, the counts are samples of a range and each bucket reaches to the next.
-    """
-    alignment = 1 if target.device.kind is DeviceKind.CPU else GPU_ALIGNMENT
-
-    def bucket(num_tokens: int) -> Bucket:
-        problem = model.problem(num_tokens, topk_ids_dtype=ids, topk_weights_dtype=weights, base_alignment=alignment)
-        planner = planner_for(problem, target.device)
-        plan = planner.launches(problem, target.device, planner.choose(problem, target.device))
-        return Bucket(num_tokens, num_tokens, problem, plan, (num_tokens,) if exact else ())
-
-    buckets: list[Bucket] = []
-    for num_tokens in tokens:
-        new = bucket(num_tokens)
-        if buckets and buckets[-1].plan.specs == new.plan.specs:
-            buckets[-1] = dataclasses.replace(buckets[-1], last=num_tokens, asked=buckets[-1].asked + new.asked)
-            continue
-        if buckets and not exact:
-            old = buckets[-1]
-            while new.first - old.last > 1:  # the planner's border lies between two of the counts
-                middle = bucket((old.last + new.first) // 2)
-                if middle.plan.specs == new.plan.specs:
-                    new = middle
-                else:
-                    old = dataclasses.replace(old, last=middle.first)
-            buckets[-1] = old
-            new = dataclasses.replace(new, last=num_tokens)
-        buckets.append(new)
-    return buckets
+_Value = TypeVar("_Value")
 
 
-def distinct_specs(buckets: Iterable[Bucket]) -> tuple[KernelSpec, ...]:
-    """Returns the kernels of all buckets, each once."""
-    return tuple(dict.fromkeys(spec for bucket in buckets for spec in bucket.plan.specs))
+def _first_of_each(items: Iterable[tuple[Hashable, _Value]]) -> tuple[_Value, ...]:
+    """Returns the first value of each key."""
+    found: dict[Hashable, _Value] = {}
+    for key, value in items:
+        found.setdefault(key, value)
+    return tuple(found.values())
 
 
 @dataclass
@@ -151,6 +113,14 @@ def _dtypes(*allowed: DType) -> Callable[[str], tuple[DType, ...]]:
     return parse
 
 
+def _ops(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(_parse_names(text)))
+    for name in names:
+        if name not in OPS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(OPS)}")
+    return names
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number >= 1")
@@ -178,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"token counts per call, e.g. 1,8,64 (default: every kernel choice between 1 and {MAX_TOKENS})",
     )
+    what.add_argument(
+        "--ops",
+        type=_ops,
+        metavar="LIST",
+        default=DEFAULT_OPS,
+        help=f"of {', '.join(OPS)} (default: {','.join(DEFAULT_OPS)}; fused_moe includes routing=)",
+    )
     what.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="of tokens and weights (default: the model's)")
     what.add_argument(
         "--format",
@@ -201,6 +178,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_dtypes(*WEIGHT_DTYPES),
         metavar="LIST",
         help="dtypes of topk_weights (default: fp32 and the model's dtype)",
+    )
+    what.add_argument(
+        "--logits",
+        type=_dtypes(*COMPUTE_DTYPES),
+        metavar="LIST",
+        help="dtypes of router_logits (default: fp32 and the model's dtype)",
     )
     what.add_argument("--tp", type=_positive, default=1, metavar="N", help="tensor parallel ranks: each has I/N")
     what.add_argument(
@@ -263,28 +246,30 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _prepare(options: argparse.Namespace, settings: knobs.Knobs, model: MoEModel, targets: Sequence[Target]) -> int:
     print(", ".join(filter(None, (f"{model.name}: {model}", model.features, _layout_words(model)))))
+    prepared = "" if model.router.routing is not None else "; calls with routing= are not prepared"
+    print(f"routing: {model.router}{prepared}")
     if model.note:
         print(f"note: {model.note}")
-    weights = options.weights or tuple(dict.fromkeys((DType.FP32, model.dtype)))
+    usual = tuple(dict.fromkeys((DType.FP32, model.dtype)))
+    dtypes = Dtypes(ids=options.ids, weights=options.weights or usual, logits=options.logits or usual)
     tokens = options.tokens or default_token_counts()
-    work: list[tuple[Target, list[list[Bucket]]]] = []
+    work: list[Work] = []
     for target in targets:
         try:
-            variants = [
-                buckets_of(target, model, tokens, i, w, exact=options.tokens is not None)
-                for i in options.ids
-                for w in weights
-            ]
+            calls = calls_of(target.device, model, options.ops, dtypes, tokens, exact=options.tokens is not None)
         except UnsupportedProblemError as error:
             terminal.fail(f"{target.words}: {error}")
             return EXIT_FAILED
-        work.append((target, variants))
+        if not calls:
+            terminal.fail(f"{model.name}: nothing to prepare, because its routing is {model.router}")
+            return EXIT_USAGE
+        work.append(Work(target, calls))
 
     if options.explain:
-        for target, variants in work:
-            for bucket in variants[0]:
+        for one in work:
+            for bucket in (bucket for calls in one.of_each_op for bucket in calls.buckets):
                 print(f"\nM = {bucket.tokens}")
-                print(pipeline.explain(bucket.problem, target.device))
+                print(pipeline.explain(bucket.problem, one.target.device))
     if options.dry_run:
         return _dry_run(Pipeline(settings, cache=look_only_cache(settings)), work)
     if options.explain:
@@ -333,9 +318,9 @@ def _print_models() -> None:
     rows = []
     for model in MODELS.values():
         sizes = [str(n) for n in (model.hidden_size, model.intermediate_size, model.num_experts, model.top_k)]
-        rows.append([model.name, *sizes, model.activation, model.features])
+        rows.append([model.name, *sizes, model.activation, str(model.router), model.features])
     table = terminal.text_table(
-        rows, header=("MODEL", "H", "I", "E", "k", "ACTIVATION", ""), right=(1, 2, 3, 4), indent=0
+        rows, header=("MODEL", "H", "I", "E", "k", "ACTIVATION", "ROUTING", ""), right=(1, 2, 3, 4), indent=0
     )
     print(terminal.shorten(table))
 
@@ -345,23 +330,24 @@ def _spec_words(spec: KernelSpec) -> tuple[str, str]:
     return kernel, constants.removesuffix(")")
 
 
-def _dry_run(pipe: Pipeline, work: list[tuple[Target, list[list[Bucket]]]]) -> int:
+def _dry_run(pipe: Pipeline, work: list[Work]) -> int:
     total = missing = 0
-    for target, variants in work:
-        specs = distinct_specs(bucket for buckets in variants for bucket in buckets)
+    for one in work:
+        specs = one.specs
         rows = []
         for number, spec in enumerate(specs, 1):
-            entry = pipe.cached(spec, target.device)
+            entry = pipe.cached(spec, one.target.device)
             missing += entry is None
             rows.append((str(number), "cached" if entry is not None else "missing", *_spec_words(spec)))
         total += len(specs)
-        print(f"\n{target.words}: {terminal.count(len(specs), 'binary', 'binaries')}")
+        print(f"\n{one.target.words}: {terminal.count(len(specs), 'binary', 'binaries')}")
         print(terminal.shorten(terminal.text_table(rows, right=(0,))))
-        print("\n  kernels by token count")
         names = {spec: number for number, spec in enumerate(specs, 1)}
-        for bucket in variants[0]:
-            kernels = ", ".join(f"{spec.KERNEL} ({names[spec]})" for spec in bucket.plan.specs)
-            print(terminal.shorten(f"  M {bucket.tokens:<14}{kernels}"))
+        for calls in one.of_each_op:
+            print(f"\n  {calls.op} by token count, {calls.dtypes}")
+            for bucket in calls.buckets:
+                kernels = ", ".join(f"{spec.KERNEL} ({names[spec]})" for spec in bucket.plan.specs)
+                print(terminal.shorten(f"  M {bucket.tokens:<14}{kernels}"))
     print(f"\n{terminal.count(total, 'binary', 'binaries')}: {total - missing} cached, {missing} to compile")
     _print_layers(pipe)
     return EXIT_OK
@@ -372,17 +358,16 @@ def _print_layers(pipe: Pipeline) -> None:
     print(f"cache folder {store.root}" if store is not None else "no cache folder can be written")
 
 
-def _warm_up(pipe: Pipeline, work: list[tuple[Target, list[list[Bucket]]]], *, quiet: bool) -> int:
+def _warm_up(pipe: Pipeline, work: list[Work], *, quiet: bool) -> int:
     started = time.perf_counter()
     outcome = Outcome()
     cache = pipe.cache
     if cache.writable is None:
         terminal.fail("no folder can hold the kernels, so warming up would be lost; set JITMOE_CACHE_DIR")
         return EXIT_FAILED
-    for target, variants in work:
-        buckets = [bucket for one_variant in variants for bucket in one_variant]
-        specs = distinct_specs(buckets)
-        sets = list({bucket.plan.specs: bucket for bucket in buckets}.values()) if target.is_present else []
+    for one in work:
+        target, specs = one.target, one.specs
+        sets = one.sets if target.is_present else ()
         where = "" if target.is_present else "; it is not here, so kernels are compiled but not checked"
         print(f"{target.words}{where}")
         with (
@@ -458,7 +443,7 @@ def _compile_all(
 
 def _check_all(
     pipe: Pipeline,
-    sets: list[Bucket],
+    sets: tuple[tuple[Calls, Bucket], ...],
     target: Target,
     display: terminal.Progress,
     outcome: Outcome,
@@ -469,9 +454,9 @@ def _check_all(
         return
     stream = stream_of(target.queue.addressof_ref())
     pipe.on_build = lambda event: None
-    for bucket in sets:
+    for calls, bucket in sets:
         kernels = ", ".join(spec.KERNEL for spec in bucket.plan.specs)
-        label = f"{kernels}  {bucket.problem.topk_ids_dtype.value} {bucket.problem.topk_weights_dtype.value}"
+        label = f"{kernels}  {calls.dtypes}"
         if broken & set(bucket.plan.specs):
             display.step(f"not checked  {label}")
             continue

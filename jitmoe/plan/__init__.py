@@ -30,3 +30,9 @@ class Planner(Protocol):
 def planner_for(problem: Problem, device: Device) -> Planner:
     """Returns the plan module of a problem's op for a device's kind."""
     return cast(Planner, importlib.import_module(problem.OPERATION.planners[device.kind]))
+
+
+def plan_for(problem: Problem, device: Device) -> Plan:
+    """Returns the launches that solve ``problem`` on a device; raises ``UnsupportedProblemError``."""
+    planner = planner_for(problem, device)
+    return planner.launches(problem, device, planner.choose(problem, device))

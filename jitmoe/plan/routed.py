@@ -9,7 +9,7 @@ from typing import Any
 from jitmoe.device import Device
 from jitmoe.plan import planner_for
 from jitmoe.plan.launch import Buffer, Plan
-from jitmoe.problems.routed import AdjustRoutingProblem, RoutedMoEProblem
+from jitmoe.problems.routed import ROUTED_IDS_DTYPE, ROUTED_WEIGHTS_DTYPE, AdjustRoutingProblem, RoutedMoEProblem
 
 _WEIGHTS, _IDS = "routed_weights", "routed_ids"
 
@@ -30,11 +30,15 @@ def launches(problem: RoutedMoEProblem, device: Device, choice: tuple[Any, Any])
     written = {"weights": _WEIGHTS, "ids": _IDS} if given else {"topk_weights": _WEIGHTS, "topk_ids": _IDS}
     read = {"topk_weights": _WEIGHTS, "topk_ids": _IDS}
     pairs = problem.experts.num_pairs
+    results = (
+        Buffer(_WEIGHTS, ROUTED_WEIGHTS_DTYPE.num_bytes * pairs),
+        Buffer(_IDS, ROUTED_IDS_DTYPE.num_bytes * pairs),
+    )
     return Plan(
         launches=(
             *(dataclasses.replace(launch, aliases=written) for launch in first.launches),
             *(dataclasses.replace(launch, aliases={**launch.aliases, **read}) for launch in second.launches),
         ),
-        buffers=(*first.buffers, *second.buffers, Buffer(_WEIGHTS, 4 * pairs), Buffer(_IDS, 4 * pairs)),
+        buffers=(*first.buffers, *second.buffers, *results),
         decisions=(*first.decisions, *second.decisions),
     )

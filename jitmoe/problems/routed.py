@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Problem values of ``fused_moe`` calls that begin with a routing launch, and of that launch for given routing.
 
-The routing launch writes float32 weights and int32 ids into the workspace, where the expert launches read them.
+The routing launch writes weights and ids into the workspace, where the expert launches read them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from jitmoe.problems.fused_moe import FUSED_MOE, DType, MoEProblem
 
 if TYPE_CHECKING:
     from jitmoe.problems.routing import RoutingProblem
+
+# What the routing launch writes into the workspace.
+ROUTED_WEIGHTS_DTYPE = DType.FP32
+ROUTED_IDS_DTYPE = DType.INT32
 
 _EVERYWHERE = tuple(DeviceKind)
 

@@ -62,6 +62,61 @@ def test_after_warming_up_nothing_is_compiled_or_checked(warm_home: Path):
     assert [record.stat().st_mtime_ns for record in records] == before
 
 
+# A layer with groups, a correction bias and a shared expert: every way to call it, and what must be the same.
+ROUTED_CONFIG = {
+    "model_type": "deepseek_v3", "hidden_size": 64, "moe_intermediate_size": 48, "n_routed_experts": 8, "n_group": 4,
+    "topk_group": 2, "num_experts_per_tok": 2, "n_shared_experts": 1, "torch_dtype": "bfloat16",
+}  # fmt: skip
+ROUTED_CALLS = """
+import dataclasses, sys, torch, jitmoe
+from jitmoe import reference
+from jitmoe.models import find_model
+router = find_model(sys.argv[1]).router
+shared = dataclasses.replace(router.routing, num_shared_experts=1)
+bias = torch.randn(8)
+w1, w2 = torch.randn(9, 96, 64).bfloat16() / 8, torch.randn(9, 64, 48).bfloat16() / 8
+largest = 0.0
+def compare(result, expected):
+    global largest
+    largest = max(largest, float((result.float() - expected.float()).norm() / expected.float().norm()))
+for m in (1, 3, 70):
+    x = torch.randn(m, 64).bfloat16()
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = torch.randn(m, 8).to(dtype)
+        for routing, last in ((router.routing, 8), (shared, 9)):
+            weights, ids = reference.route(logits, routing, correction_bias=bias)
+            expected = reference.fused_moe(x, w1[:last], w2[:last], weights, ids)
+            routed = {"router_logits": logits, "routing": routing, "correction_bias": bias}
+            compare(jitmoe.fused_moe(x, w1[:last], w2[:last], **routed), expected)
+            for ids_dtype in ("int32", "int64"):
+                weights, ids = jitmoe.route(logits, routing, correction_bias=bias, ids_dtype=ids_dtype)
+                for w in (weights, weights.to(x.dtype)):
+                    compare(jitmoe.fused_moe(x, w1[:last], w2[:last], w, ids), expected)
+                    if last == 9:
+                        one = jitmoe.fused_moe(x, w1, w2, w[:, :2].contiguous(), ids[:, :2].contiguous(),
+                                               num_shared_experts=1)
+                        compare(one, expected)
+print(largest)
+"""
+
+
+def test_after_warming_up_a_model_its_router_compiles_nothing_either(tmp_path: Path):
+    config, home = tmp_path / "config.json", tmp_path / "home"
+    config.write_text(json.dumps(ROUTED_CONFIG))
+    home.mkdir()
+    warm = tool("warmup", str(config), "--device", "cpu", home=home)
+    assert warm.returncode == 0, warm.stderr
+    assert "2 of 4 groups by top2_sum" in warm.stdout and "checked cpu_topk" in warm.stdout
+    records = sorted((home / ".cache/jitmoe/trust").iterdir())
+    finished = subprocess.run(
+        (sys.executable, "-c", ROUTED_CALLS, str(config)), capture_output=True, text=True, timeout=120, check=False,
+        env=environment(home, JITMOE_DISABLE_JIT="1", JITMOE_STRICT="1"),
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert float(finished.stdout) < 1e-2
+    assert sorted((home / ".cache/jitmoe/trust").iterdir()) == records
+
+
 def test_the_cache_of_a_warm_up_is_whole_and_current(warm_home: Path):
     assert tool("cache", "verify", home=warm_home).returncode == 0
     stale = tool("cache", "clear", "--stale", home=warm_home)

@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 
 import pytest
 from helpers.fakes import FakeCompiler
 
 from jitmoe import builder
-from jitmoe.cli import devices, warmup
+from jitmoe.cli import devices, model_calls, warmup
 from jitmoe.cli.devices import Target
+from jitmoe.cli.model_calls import Dtypes
+from jitmoe.device import Device
 from jitmoe.models import MODELS
+from jitmoe.plan import plan_for
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.routed import ROUTED_IDS_DTYPE, ROUTED_WEIGHTS_DTYPE, RoutedMoEProblem
+from jitmoe.spec import KernelSpec
 
 
 @pytest.fixture
@@ -23,28 +30,64 @@ def compiler(monkeypatch) -> FakeCompiler:
     return fake
 
 
-def specs_of(model: str, device: str, tokens=None):
-    target = Target(device=offline_device(device))
-    counts = tokens or warmup.default_token_counts()
-    return warmup.distinct_specs(
-        warmup.buckets_of(target, MODELS[model], counts, DType.INT32, DType.FP32, exact=tokens is not None)
-    )
+DTYPES = Dtypes(ids=(DType.INT32, DType.INT64), weights=(DType.FP32, DType.BF16), logits=(DType.FP32, DType.BF16))
+
+
+def device_of(name: str) -> Device:
+    return devices.resolve([name])[0].device
+
+
+def prepared(model: str, device: str, ops=model_calls.DEFAULT_OPS, tokens=None) -> set[KernelSpec]:
+    """The kernels that a warm-up makes."""
+    counts = tokens or model_calls.default_token_counts()
+    calls = model_calls.calls_of(device_of(device), MODELS[model], ops, DTYPES, counts, exact=tokens is not None)
+    return {spec for one in calls for spec in one.specs}
 
 
 @pytest.mark.parametrize("device", ARCHITECTURES)
 def test_default_token_counts_meet_every_kernel_choice(device):
-    every_count = tuple(range(1, 1200)) + tuple(range(1200, warmup.MAX_TOKENS, 37))
-    assert set(specs_of("qwen3-30b-a3b", device, every_count)) <= set(specs_of("qwen3-30b-a3b", device))
+    every_count = tuple(range(1, 1200)) + tuple(range(1200, model_calls.MAX_TOKENS, 37))
+    ops = ("fused_moe", "moe_sorting")
+    assert prepared("qwen3-30b-a3b", device, ops, every_count) <= prepared("qwen3-30b-a3b", device, ops)
 
 
 def test_buckets_reach_from_one_to_the_next():
-    target = Target(device=offline_device("bmg-g21"))
-    buckets = warmup.buckets_of(
-        target, MODELS["deepseek-v3"], warmup.default_token_counts(), DType.INT32, DType.FP32, exact=False
-    )
-    assert buckets[0].first == 1
-    assert buckets[-1].last == warmup.MAX_TOKENS
-    assert [bucket.last + 1 for bucket in buckets[:-1]] == [bucket.first for bucket in buckets[1:]]
+    calls = model_calls.calls_of(
+        device_of("bmg-g21"), MODELS["deepseek-v3"], ("fused_moe", "moe_align_block_size"), DTYPES,
+        model_calls.default_token_counts(), exact=False,
+    )  # fmt: skip
+    for one in calls:
+        assert one.buckets[0].first == 1
+        assert one.buckets[-1].last == model_calls.MAX_TOKENS
+        assert [b.last + 1 for b in one.buckets[:-1]] == [b.first for b in one.buckets[1:]]
+    assert {len(one.buckets) for one in calls if one.op == "moe_align_block_size"} == {2}
+
+
+COUNTS = (1, 2, 7, 64, 300, 1024, 5000, 16384)
+
+
+@pytest.mark.parametrize("device", ["bmg-g21", "dg2", "cpu-avx512"])
+@pytest.mark.parametrize("name", MODELS)
+def test_calls_that_route_first_need_nothing_else(name, device):
+    model, there = MODELS[name], device_of(device)
+    ready = prepared(name, device)
+    routing = model.router.routing
+    assert routing is not None
+    for shared in {0, model.num_shared_experts}:
+        layer = model.with_shared_experts() if shared else model
+        for m, logits in itertools.product(COUNTS, DTYPES.logits):
+            route = model.routing_problem(m, logits_dtype=logits, ids_dtype=ROUTED_IDS_DTYPE)
+            route = dataclasses.replace(route, routing=dataclasses.replace(routing, num_shared_experts=shared))
+            experts = layer.problem(
+                m, topk_ids_dtype=ROUTED_IDS_DTYPE, topk_weights_dtype=ROUTED_WEIGHTS_DTYPE, base_alignment=64
+            )
+            chain = plan_for(RoutedMoEProblem(routing=route, experts=experts), there)
+            assert set(chain.specs) <= ready
+            assert {spec.KERNEL for spec in chain.specs} & {"xe_topk", "cpu_topk"}
+            if shared:
+                adjust = model.adjust_problem(m, ids_dtype=DType.INT64, weights_dtype=DType.BF16)
+                given = plan_for(RoutedMoEProblem(routing=adjust, experts=experts), there)
+                assert set(given.specs) <= ready
 
 
 def test_compiles_each_binary_once_and_finds_it_again(compiler, capsys):
@@ -58,7 +101,7 @@ def test_compiles_each_binary_once_and_finds_it_again(compiler, capsys):
     assert len(compiler.requests) == count
 
 
-def test_other_models_of_the_same_kind_need_nothing_new(compiler):
+def test_other_models_with_the_same_router_need_nothing_new(compiler):
     warmup.main(["qwen3-30b-a3b", "--device", "bmg-g21"])
     count = len(compiler.requests)
     warmup.main(["qwen3-235b-a22b", "--device", "bmg-g21"])
@@ -92,10 +135,47 @@ def test_explain_shows_each_bucket(compiler, capsys):
     assert "M = 1,2\n" in capsys.readouterr().out
 
 
-def test_index_and_weight_dtypes_can_be_narrowed(compiler):
-    warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "8", "--ids", "int64", "--weights", "fp32"])
-    text = " ".join(request.spec for request in compiler.requests)
-    assert "int32" not in text and "topk_weights_dtype=bf16" not in text
+def specs_of(compiler: FakeCompiler, kernel: str) -> list[str]:
+    """The compiled specs of one kernel."""
+    return [request.spec for request in compiler.requests if request.spec.startswith(f"{kernel}(")]
+
+
+def test_dtypes_can_be_narrowed(compiler):
+    narrow = ["--ids", "int64", "--weights", "bf16", "--tokens", "8"]
+    assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21", *narrow, "--logits", "bf16"]) == 0
+    assert ["int64" in spec for spec in specs_of(compiler, "xe_combine")] == [True, False]  # given, and routed
+    assert ["topk_weights_dtype=bf16" in spec for spec in specs_of(compiler, "xe_down")] == [True, False]
+    assert len(specs_of(compiler, "xe_topk")) == 2
+    assert all("(dtype=bf16 " in spec for spec in specs_of(compiler, "xe_topk"))
+    compiler.requests.clear()
+    assert warmup.main(["H4096,I14336,E8,k2", "--device", "dg2", *narrow]) == 0  # nothing is known of its routing
+    assert not any("ids_dtype=int32" in request.spec for request in compiler.requests)
+    assert all("topk_weights_dtype=bf16" in spec for spec in specs_of(compiler, "xe_down"))
+    assert not specs_of(compiler, "xe_topk")
+
+
+def test_ops_can_be_chosen(compiler, capsys):
+    base = ["deepseek-v3", "--device", "bmg-g21", "--tokens", "8", "--ids", "int32", "--weights", "fp32"]
+    assert warmup.main([*base, "--ops", "route"]) == 0
+    assert len(compiler.requests) == len(specs_of(compiler, "xe_topk")) == 2
+    assert warmup.main([*base, "--ops", "moe_align_block_size,moe_sorting"]) == 0
+    assert len(specs_of(compiler, "xe_align")) == 2
+    assert not specs_of(compiler, "xe_down")
+    assert warmup.main([*base, "--ops", "fused_moe"]) == 0
+    assert len(specs_of(compiler, "xe_topk")) == 2 and len(specs_of(compiler, "adjust_routing")) == 1
+    capsys.readouterr()
+    assert warmup.main(["H64,I64,E8,k2", "--device", "bmg-g21", "--ops", "route"]) == 2
+    assert "its routing is not known" in capsys.readouterr().err
+
+
+def test_routing_is_shown(compiler, capsys):
+    assert warmup.main(["deepseek-v3", "--device", "bmg-g21", "--dry-run", "--explain", "--tokens", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "routing: sigmoid, then top-k, in 4 of 8 groups" in out
+    assert "route(M=8 E=256 k=8 fp32 sigmoid biased 4/8 groups top2_sum)" in out
+    assert "route by token count, logits fp32, ids int32\n  M 8             xe_topk (" in out
+    assert warmup.main(["H64,I64,E8,k2", "--device", "bmg-g21", "--dry-run"]) == 0
+    assert "routing: not known; calls with routing= are not prepared" in capsys.readouterr().out
 
 
 def test_expert_parallel_ranks_get_kernels_with_a_map(compiler):
@@ -163,7 +243,9 @@ def test_what_is_not_understood_ends_with_2(arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["x", "--tokens", "0"], ["x", "--ids", "int8"], ["x", "--jobs", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["x", "--tokens", "0"], ["x", "--ids", "int8"], ["x", "--ops", "activate"], ["x", "--jobs", "0"]]
+)
 def test_wrong_command_lines_end_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         warmup.main(arguments)

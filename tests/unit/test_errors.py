@@ -16,6 +16,10 @@ SAMPLES = {
         errors.ArgumentError(argument="w1", got="shape [3]", expected="[E, 2*I, H]"),
         ["w1", "shape [3]", "[E, 2*I, H]"],
     ),
+    "ModelError": (
+        errors.ModelError(model="qwen3-30b", reason="no such model", advice="Did you mean qwen3-30b-a3b?"),
+        ["qwen3-30b: no such model", "Did you mean qwen3-30b-a3b?"],
+    ),
     "UnsupportedProblemError": (
         errors.UnsupportedProblemError(problem="fused_moe(M=1)", reasons=("SLM 70000 > 65536 bytes", "no dpas")),
         ["fused_moe(M=1)", "SLM 70000 > 65536 bytes", "no dpas"],

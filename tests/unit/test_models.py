@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from jitmoe.errors import UnsupportedProblemError
+from jitmoe import models
+from jitmoe.errors import ModelError, UnsupportedProblemError
 from jitmoe.model_formats import NAMED, PLAIN
-from jitmoe.models import MODELS, ModelError, find_model, model_of_config, read_config
+from jitmoe.model_routing import READERS, Router
+from jitmoe.models import MODELS, find_model, model_of_config, read_config
 from jitmoe.problems.formats import WHOLE, Encoding, InputQuant
 from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.routing import Scoring
 
 # What the MoE part of published config.json files says, and (H, I, E, k) of it.
 CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
@@ -25,12 +28,14 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
     ),
     "qwen1.5-moe-a2.7b": (
         {"model_type": "qwen2_moe", "hidden_size": 2048, "intermediate_size": 5632, "moe_intermediate_size": 1408,
-         "num_experts": 60, "num_experts_per_tok": 4, "shared_expert_intermediate_size": 5632, "hidden_act": "silu"},
+         "num_experts": 60, "num_experts_per_tok": 4, "norm_topk_prob": False, "shared_expert_intermediate_size": 5632,
+         "hidden_act": "silu"},
         (2048, 1408, 60, 4),
     ),
     "qwen3-30b-a3b": (
         {"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
-         "num_experts": 128, "num_experts_per_tok": 8, "hidden_act": "silu", "torch_dtype": "bfloat16"},
+         "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "hidden_act": "silu",
+         "torch_dtype": "bfloat16"},
         (2048, 768, 128, 8),
     ),
     "qwen3.5-35b-a3b": (
@@ -41,12 +46,30 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
     ),
     "deepseek-v2-lite": (
         {"model_type": "deepseek_v2", "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408,
-         "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "hidden_act": "silu"},
+         "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "hidden_act": "silu",
+         "scoring_func": "softmax", "topk_method": "greedy", "n_group": 1, "topk_group": 1, "norm_topk_prob": False,
+         "routed_scaling_factor": 1.0},
         (2048, 1408, 64, 6),
+    ),
+    "deepseek-v2": (
+        {"model_type": "deepseek_v2", "hidden_size": 5120, "intermediate_size": 12288, "moe_intermediate_size": 1536,
+         "n_routed_experts": 160, "n_shared_experts": 2, "num_experts_per_tok": 6, "hidden_act": "silu",
+         "scoring_func": "softmax", "topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3,
+         "norm_topk_prob": False, "routed_scaling_factor": 16.0},
+        (5120, 1536, 160, 6),
+    ),
+    "deepseek-v3": (
+        {"model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+         "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "hidden_act": "silu",
+         "scoring_func": "sigmoid", "topk_method": "noaux_tc", "n_group": 8, "topk_group": 4, "norm_topk_prob": True,
+         "routed_scaling_factor": 2.5},
+        (7168, 2048, 256, 8),
     ),
     "kimi-k2": (
         {"model_type": "kimi_k2", "hidden_size": 7168, "moe_intermediate_size": 2048, "n_routed_experts": 384,
-         "n_shared_experts": 1, "num_experts_per_tok": 8, "hidden_act": "silu"},
+         "n_shared_experts": 1, "num_experts_per_tok": 8, "hidden_act": "silu", "scoring_func": "sigmoid",
+         "topk_method": "noaux_tc", "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
+         "routed_scaling_factor": 2.827},
         (7168, 2048, 384, 8),
     ),
     "llama-4-scout": (
@@ -57,17 +80,18 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
     ),
     "glm-4.5-air": (
         {"model_type": "glm4_moe", "hidden_size": 4096, "intermediate_size": 10944, "moe_intermediate_size": 1408,
-         "n_routed_experts": 128, "n_shared_experts": 1, "num_experts_per_tok": 8, "hidden_act": "silu"},
+         "n_routed_experts": 128, "n_shared_experts": 1, "num_experts_per_tok": 8, "hidden_act": "silu",
+         "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0},
         (4096, 1408, 128, 8),
     ),
     "olmoe-1b-7b": (
         {"model_type": "olmoe", "hidden_size": 2048, "intermediate_size": 1024, "num_experts": 64,
-         "num_experts_per_tok": 8, "hidden_act": "silu"},
+         "num_experts_per_tok": 8, "norm_topk_prob": False, "hidden_act": "silu"},
         (2048, 1024, 64, 8),
     ),
     "phi-3.5-moe": (
         {"model_type": "phimoe", "hidden_size": 4096, "intermediate_size": 6400, "num_local_experts": 16,
-         "num_experts_per_tok": 2, "hidden_act": "silu"},
+         "num_experts_per_tok": 2, "router_jitter_noise": 0.01, "hidden_act": "silu"},
         (4096, 6400, 16, 2),
     ),
     "granite-3.0-3b-a800m": (
@@ -82,7 +106,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
     ),
     "ernie-4.5-21b-a3b": (
         {"model_type": "ernie4_5_moe", "hidden_size": 2560, "intermediate_size": 12288, "moe_intermediate_size": 1536,
-         "moe_num_experts": 64, "moe_k": 6, "moe_num_shared_experts": 2, "hidden_act": "silu"},
+         "moe_num_experts": 64, "moe_k": 6, "moe_num_shared_experts": 2, "moe_norm_min": 1e-12,
+         "hidden_act": "silu"},
         (2560, 1536, 64, 6),
     ),
     "jamba-1.5-mini": (
@@ -92,12 +117,14 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
     ),
     "dbrx": (
         {"model_type": "dbrx", "d_model": 6144, "ffn_config": {
-            "ffn_act_fn": {"name": "silu"}, "ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4}},
+            "ffn_act_fn": {"name": "silu"}, "ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4,
+            "moe_normalize_expert_weights": 1}},
         (6144, 10752, 16, 4),
     ),
     "lfm2-8b-a1b": (
         {"model_type": "lfm2_moe", "hidden_size": 2048, "intermediate_size": 7168, "moe_intermediate_size": 1792,
-         "num_experts": 32, "num_experts_per_tok": 4},
+         "num_experts": 32, "num_experts_per_tok": 4, "use_expert_bias": True, "norm_topk_prob": True,
+         "routed_scaling_factor": 1.0},
         (2048, 1792, 32, 4),
     ),
 }  # fmt: skip
@@ -126,6 +153,9 @@ def test_a_config_gives_the_sizes_of_the_table(name):
     assert (model.w1_layout, model.w2_layout) == (MODELS[name].w1_layout, MODELS[name].w2_layout)
     assert model.activation == MODELS[name].activation == "silu"
     assert not model.obstacles
+    assert model.router == MODELS[name].router
+    shared = (model.num_shared_experts, model.has_shared_gate)
+    assert shared == (MODELS[name].num_shared_experts, MODELS[name].has_shared_gate)
 
 
 @pytest.mark.parametrize("kind", ["as it is", *NAMED])
@@ -496,6 +526,112 @@ def test_experts_that_were_left_out_of_quantization_are_plain():
     assert model_of_config({**MIXTRAL, "quantization_config": left_out}, name="x").formats == PLAIN
     shared = {**config, "ignore": ["re:.*shared_experts.*", "lm_head"]}
     assert problem_of(MIXTRAL, **shared).w1_quant is not None
+
+
+def router_of(model: str, **changes: Any) -> Router:
+    """The router of a published config with other keys; None removes one."""
+    config = {**CONFIGS[model][0], **changes}
+    return model_of_config({key: value for key, value in config.items() if value is not None}, name="x").router
+
+
+def test_every_family_has_a_router():
+    assert set(READERS) == set(models._FAMILIES)
+
+
+def test_routers_in_words():
+    assert str(MODELS["deepseek-v3"].router) == (
+        "sigmoid, then top-k, in 4 of 8 groups by top2_sum, renormalized, times 2.5, correction bias"
+    )
+    assert str(MODELS["gpt-oss-20b"].router) == "top-k, then softmax"
+    assert str(find_model("H64,I64,E4,k2").router) == "not known"
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "field", "value"),
+    [
+        ("qwen3-30b-a3b", {"norm_topk_prob": None}, "renormalize", False),
+        ("qwen3-30b-a3b", {"model_type": "qwen3_next", "norm_topk_prob": None}, "renormalize", True),
+        ("deepseek-v3", {"n_group": None, "topk_group": None}, "num_groups", 8),
+        ("deepseek-v3", {"topk_group": 2}, "topk_groups", 2),
+        ("deepseek-v2", {"topk_method": None}, "num_groups", 1),
+        ("glm-4.5-air", {"routed_scaling_factor": None}, "scaling_factor", 1.0),
+        ("glm-4.5-air", {"model_type": "glm_moe_dsa", "routed_scaling_factor": None}, "scaling_factor", 2.5),
+        ("glm-4.5-air", {"model_type": "dots1", "norm_topk_prob": None}, "renormalize", False),
+        ("glm-4.5-air", {"model_type": "deepseek_v4"}, "scoring", Scoring.SQRT_SOFTPLUS),
+        ("ernie-4.5-21b-a3b", {"moe_norm_min": 0.5}, "renormalize_min", 0.5),
+        ("phi-3.5-moe", {"router_jitter_noise": None}, "jitter_eps", 0.01),
+    ],
+)
+def test_routing_keys_and_their_defaults(model, changes, field, value):
+    assert getattr(router_of(model, **changes).routing, field) == value
+
+
+def test_correction_biases_are_known():
+    assert [name for name, model in MODELS.items() if model.router.has_correction_bias] == [
+        *("deepseek-v3", "kimi-k2", "moonlight-16b-a3b", "glm-4.5", "glm-4.5-air", "minimax-m2"),
+        *("ernie-4.5-21b-a3b", "ernie-4.5-300b-a47b", "lfm2-8b-a1b"),
+    ]
+    assert not router_of("lfm2-8b-a1b", use_expert_bias=False).has_correction_bias
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "words"),
+    [
+        ("deepseek-v3", {"scoring_func": "softmax"}, "softmax scores with topk_method noaux_tc"),
+        ("deepseek-v2", {"topk_method": "noaux_tc"}, "softmax scores with topk_method noaux_tc"),
+        ("glm-4.5-air", {"model_type": "deepseek_v4", "scoring_func": "tanh"}, "tanh scores"),
+        ("deepseek-v3", {"n_group": 7}, "E = 256 does not divide into num_groups = 7"),
+        ("deepseek-v3", {"topk_group": 9}, "topk_groups: expected a whole number from 1 to 8, got 9"),
+        ("mixtral-8x7b", {"num_local_experts": 64, "num_experts_per_tok": 33}, "top_k: expected"),
+        ("mixtral-8x7b", {"num_local_experts": 2048}, "E = 2048 is not from 1 to 1024"),
+    ],
+)
+def test_a_router_that_jitmoe_does_not_have_is_known_in_words(model, changes, words):
+    router = router_of(model, **changes)
+    assert router.routing is None
+    assert words in router.unknown
+
+
+def test_dbrx_divides_by_a_norm_of_the_weights():
+    config = CONFIGS["dbrx"][0]
+
+    def with_norm(**norm: Any) -> Router:
+        part = {key: value for key, value in config["ffn_config"].items() if key != "moe_normalize_expert_weights"}
+        return model_of_config({**config, "ffn_config": {**part, **norm}}, name="x").router
+
+    assert with_norm() == MODELS["dbrx"].router
+    plain = with_norm(moe_normalize_expert_weights=None).routing
+    assert plain is not None and not plain.renormalize
+    assert with_norm(moe_normalize_expert_weights=2.0).unknown == "weights divided by their 2-norm"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("norm_topk_prob", 1, "true or false"),
+        ("n_group", 0, "a whole number"),
+        ("n_group", 8.0, "a whole number"),
+        ("topk_group", True, "a whole number"),
+        ("routed_scaling_factor", "2.5", "a number"),
+        ("routed_scaling_factor", float("nan"), "a number"),
+        ("scoring_func", 3, "a name"),
+    ],
+)
+def test_a_routing_key_that_makes_no_sense_is_refused(key, value, expected):
+    with pytest.raises(ModelError, match=f"{key} is .*, expected {expected}"):
+        router_of("deepseek-v3", **{key: value})
+
+
+def test_routers_see_the_experts_of_all_ranks():
+    rank = MODELS["deepseek-v3"].sharded(expert_parallel=8)
+    problem = rank.routing_problem(3, logits_dtype=DType.BF16, ids_dtype=DType.INT32)
+    assert (problem.num_experts, problem.logits_row_stride, problem.bias_dtype) == (256, 256, DType.FP32)
+    fused = rank.with_shared_experts()
+    assert (fused.num_experts, fused.num_global_experts, fused.top_k) == (33, 257, 9)
+    adjusted = rank.adjust_problem(3, ids_dtype=DType.INT32, weights_dtype=DType.BF16)
+    assert (adjusted.first_shared_expert, adjusted.num_slots, adjusted.shared_dtype) == (256, 9, None)
+    gated = MODELS["qwen3-next-80b-a3b"].adjust_problem(3, ids_dtype=DType.INT32, weights_dtype=DType.BF16)
+    assert gated.shared_dtype is DType.BF16
 
 
 def test_shards():
