@@ -22,7 +22,16 @@ from jitmoe.runtime.stream import stream_of
 transformers = pytest.importorskip("transformers", reason="needs transformers (the test extra)")
 
 from helpers import model_families  # noqa: E402
-from helpers.model_families import FAMILIES, inputs, make, output, replaced, requantized  # noqa: E402
+from helpers.model_families import (  # noqa: E402
+    FAMILIES,
+    FORMATS,
+    inputs,
+    make,
+    output,
+    replaced,
+    requantized,
+    rounded_inputs,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 # Relative Frobenius error. Blocks round between all steps to bf16, jitmoe does once.
@@ -75,13 +84,17 @@ def test_quantized_experts_give_what_the_dequantized_ones_give(name, kind):
     block, _ = make(name, torch.float32)
     weights = requantized(block, kind)
     x = inputs(torch.bfloat16).float()
-    expected = output(block(x))
-    with replaced(name, block, weights=weights, dtype=torch.bfloat16) as seen:
+    with_plain_inputs = output(block(x))
+    with rounded_inputs(block, kind):
+        expected = output(block(x))
+    input_quant = FORMATS[kind].input_quant
+    with replaced(name, block, weights=weights, input_quant=input_quant, dtype=torch.bfloat16) as seen:
         result = output(block(x))
     same_choice(seen, torch.float32)
     found = error(result, expected)
-    assert found <= 1e-2, found
-    assert error(expected, output(make(name, torch.float32)[0](x))) > 3e-3  # the format is really in the weights
+    assert found <= (2.5e-3 if input_quant else 1e-2), found
+    assert error(with_plain_inputs, output(make(name, torch.float32)[0](x))) > 3e-3  # the format is in the weights
+    assert (5e-3 < error(with_plain_inputs, expected) < 5e-2) == bool(input_quant)  # and in the inputs
 
 
 # What jitmoe.model_routing reads besides E and k.
@@ -94,6 +107,16 @@ ROUTING_KEYS = {
 # What config.json files say of checkpoints in these formats.
 QUANTIZATION_CONFIGS = {
     "fp8 in 128x128 blocks": {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"},
+    "int8 with int8 inputs": {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {
+            "group_0": {
+                "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
+                "input_activations": {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True},
+            }
+        },
+    },
     "int4 of compressed-tensors": {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -120,7 +143,8 @@ QUANTIZATION_CONFIGS = {
 def test_warmup_compiles_what_the_call_asks_for(name, kind):
     """The problem that a family's config.json stands for has the plan of the call that its block makes."""
     block, config = make(name, torch.bfloat16)
-    with replaced(name, block, weights=requantized(block, kind) if kind else None) as seen:
+    weights, input_quant = (requantized(block, kind), FORMATS[kind].input_quant) if kind else (None, "")
+    with replaced(name, block, weights=weights, input_quant=input_quant) as seen:
         block(inputs(torch.bfloat16))
     ((arguments, options),) = seen.calls
     quantization = {"quantization_config": QUANTIZATION_CONFIGS[kind]} if kind else {}

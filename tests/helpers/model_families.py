@@ -149,7 +149,7 @@ FAMILIES: dict[str, Family] = {
         config="Qwen3MoeConfig",
         routing=_softmax,
         settings={**_QWEN, "norm_topk_prob": True},
-        formats=("int4 with zero points", "int8"),
+        formats=("int4 with zero points", "int8", "int8 with int8 inputs"),
     ),
     "qwen3_next": Family(
         block="Qwen3NextSparseMoeBlock", config="Qwen3NextConfig", routing=_softmax, settings=_QWEN | _SHARED
@@ -171,7 +171,12 @@ FAMILIES: dict[str, Family] = {
         config="DeepseekV3Config",
         routing=_deepseek_v3,
         settings=_ROUTED | _GROUPS,
-        formats=("fp8 in 128x128 blocks", "int4 of compressed-tensors"),  # the second: Kimi K2
+        formats=(
+            "fp8 in 128x128 blocks",
+            "fp8 in 128x128 blocks with fp8 inputs",
+            "int8 with int8 inputs",
+            "int4 of compressed-tensors",  # Kimi K2
+        ),
     ),
     "deepseek_v4": Family(
         block="DeepseekV4SparseMoeBlock",
@@ -295,14 +300,50 @@ def _compressed_int4(weights: torch.Tensor) -> QuantizedTensor:
     return jitmoe.load_compressed_tensors((made.data ^ 0x88).view(torch.int32), made.scale)
 
 
-FORMATS: dict[str, Callable[[torch.Tensor], QuantizedTensor]] = {
-    "fp8 in 128x128 blocks": lambda weights: jitmoe.quantize_fp8(weights, scale=(128, 128)),
-    "fp8 per channel": jitmoe.quantize_fp8,
-    "int8": jitmoe.quantize_int8,
-    "int4": lambda weights: jitmoe.quantize_int4(weights, group_size=32),
-    "int4 with zero points": lambda weights: jitmoe.quantize_int4(weights, group_size=32, zero_point=True),
-    "int4 of compressed-tensors": _compressed_int4,
-    "mxfp4": jitmoe.quantize_mxfp4,
+def _compressed_int8(weights: torch.Tensor) -> QuantizedTensor:
+    """As compressed-tensors stores it: scales are bf16, like the model."""
+    made = jitmoe.quantize_int8(weights)
+    return jitmoe.load_int8(made.data, made.scale.bfloat16())
+
+
+def _fp8_blocks(weights: torch.Tensor) -> QuantizedTensor:
+    return jitmoe.quantize_fp8(weights, scale=(128, 128))
+
+
+def _int8_rows(x: torch.Tensor) -> torch.Tensor:
+    """Each row as multiples -127 .. 127 of one step."""
+    step = x.abs().amax(-1, keepdim=True) / 127
+    return (x / step).round() * step
+
+
+def _fp8_rows(x: torch.Tensor) -> torch.Tensor:
+    """Each 128 elements of a row as FP8 numbers times one step."""
+    parts = []
+    for part in x.split(128, dim=-1):
+        step = part.abs().amax(-1, keepdim=True) / 448
+        parts.append((part / step).to(torch.float8_e4m3fn).to(x.dtype) * step)
+    return torch.cat(parts, dim=-1)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a checkpoint stores weights, and what its kernels do with the inputs of both matrices."""
+
+    quantize: Callable[[torch.Tensor], QuantizedTensor]
+    input_quant: str = ""  # jitmoe's word for it
+    round_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+FORMATS = {
+    "fp8 in 128x128 blocks": Format(_fp8_blocks),
+    "fp8 in 128x128 blocks with fp8 inputs": Format(_fp8_blocks, "e4m3", _fp8_rows),
+    "fp8 per channel": Format(jitmoe.quantize_fp8),
+    "int8": Format(jitmoe.quantize_int8),
+    "int8 with int8 inputs": Format(_compressed_int8, "int8", _int8_rows),
+    "int4": Format(lambda weights: jitmoe.quantize_int4(weights, group_size=32)),
+    "int4 with zero points": Format(lambda weights: jitmoe.quantize_int4(weights, group_size=32, zero_point=True)),
+    "int4 of compressed-tensors": Format(_compressed_int4),
+    "mxfp4": Format(jitmoe.quantize_mxfp4),
 }
 
 
@@ -431,12 +472,18 @@ Weights = tuple[Any, Any, Any]
 
 @contextlib.contextmanager
 def replaced(
-    name: str, block: Module, *, weights: Weights | None = None, dtype: torch.dtype | None = None
+    name: str,
+    block: Module,
+    *,
+    weights: Weights | None = None,
+    input_quant: str = "",
+    dtype: torch.dtype | None = None,
 ) -> Iterator[Seen]:
     """Lets jitmoe route and compute the experts of a block.
 
     Args:
         weights: (w1, w2, w1_up) instead of the module's own.
+        input_quant: of ``fused_moe``, "" for none.
         dtype: that jitmoe computes in, if not the block's.
     """
     family, seen, experts = FAMILIES[name], Seen(), block.experts
@@ -445,6 +492,8 @@ def replaced(
     options = expert_options(experts)
     if w1_up is not None:
         options["w1_up"] = w1_up
+    if input_quant:
+        options["input_quant"] = input_quant
 
     def fused(x: torch.Tensor, *topk: torch.Tensor, **more: Any) -> torch.Tensor:
         arguments = (x if dtype is None else x.to(dtype), w1, w2, *topk)
@@ -494,13 +543,41 @@ def replaced(
 
 def requantized(block: Module, format_name: str) -> Weights:
     """Returns the experts' weights quantized; the block gets what these stand for."""
-    quantize = FORMATS[format_name]
+    quantize = FORMATS[format_name].quantize
     w1, w2, w1_up = expert_weights(block.experts)
     assert w1_up is None
     quantized = (quantize(w1), quantize(w2), None)
     for own, weights in zip((w1, w2), quantized, strict=False):
         own.copy_(jitmoe.reference.dequantize(weights))
     return quantized
+
+
+@contextlib.contextmanager
+def rounded_inputs(block: Module, format_name: str) -> Iterator[None]:
+    """Lets the experts of a block round the inputs of their matrices as the format says."""
+    round_inputs, linear = FORMATS[format_name].round_inputs, torch.nn.functional.linear
+    if round_inputs is None:
+        yield
+        return
+    own, products = block.experts.forward, []
+
+    def rounding(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        products.append(weight)
+        return linear(round_inputs(x), weight)
+
+    def forward(*arguments: Any) -> torch.Tensor:
+        torch.nn.functional.linear = rounding
+        try:
+            return own(*arguments)
+        finally:
+            torch.nn.functional.linear = linear
+
+    block.experts.__dict__["forward"] = forward
+    try:
+        yield
+        assert products, "the experts do not multiply with torch.nn.functional.linear"
+    finally:
+        del block.experts.__dict__["forward"]
 
 
 def described(name: str) -> str:
