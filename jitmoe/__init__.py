@@ -9,8 +9,9 @@ __version__ = "0.1.0"
 from jitmoe import reference
 from jitmoe.errors import ArgumentError, JitMoEError
 from jitmoe.ops.activate import activate, silu_and_mul_moe
+from jitmoe.ops.explain import explain
 from jitmoe.ops.forward import fused_moe_forward
-from jitmoe.ops.fused_moe import explain, fused_moe
+from jitmoe.ops.fused_moe import fused_moe
 from jitmoe.ops.grouped_gemm import grouped_gemm_moe
 from jitmoe.ops.routing import (
     ExpertLoad,

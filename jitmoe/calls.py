@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitmoe import knobs, pipeline, tensors
-from jitmoe.device import DeviceKind
 from jitmoe.errors import ArgumentError, JitMoEError
 from jitmoe.operation import Operation, Problem
 from jitmoe.runtime.launcher import BoundPlan
@@ -59,6 +58,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_prepared)
 
 
+class Notes:
+    """Stands in place of a call's queue: the call is not run, but written down as ``explain`` says it would run.
+
+    An argument that every op hands on, so that calls which really run pay nothing for it.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue  # that the call would have
+        self.texts: list[str] = []
+
+
 def run(op: Op, given: Given, options: Hashable, queue: Any) -> None:
     """Computes one call: looks its kind up, prepares it if it is new, and submits it.
 
@@ -86,6 +96,9 @@ def run(op: Op, given: Given, options: Hashable, queue: Any) -> None:
         if call is not None:
             call(given)
             return
+    if isinstance(queue, Notes):
+        queue.texts.append(_explain(op, given, options, queue.queue))
+        return
     given, facts = adopt(op, given)
     if signature is None:
         signature = _general_signature(op, given, facts, options, queue)
@@ -113,12 +126,16 @@ def adopt(op: Op, given: Given) -> tuple[Given, dict[str, TensorInfo | None]]:
     return adopted, facts
 
 
-def explain(op: Op, given: Given, options: Any, queue: Any) -> str:
+def _explain(op: Op, given: Given, options: Any, queue: Any) -> str:
     """Returns how ``run`` would compute these arguments; compiles and runs nothing."""
     given, facts = adopt(op, given)
     _check_place(op, given[0])
+    problem = op.problem(facts, options, not _is_on_host(given[0]))
+    if _wants_gradient(given):
+        return f"{problem} by the reference: {_NO_GRADIENT}"
+    if problem.is_empty:
+        return f"{problem}: nothing to compute"
     stream, _ = tensors.stream_for(given[0], queue)
-    problem = op.problem(facts, options, stream.device.kind is not DeviceKind.CPU)
     return pipeline.explain(problem, stream.device)
 
 
@@ -151,12 +168,9 @@ def _general_signature(op: Op, given: Given, facts: Facts, options: Hashable, qu
 def _prepare(op: Op, given: Given, facts: Facts, options: Any, queue: Any) -> PreparedCall:
     """Checks everything and returns a function that computes such calls."""
     _check_place(op, given[0])
-    on_host = tensors.is_torch(given[0]) and given[0].device.type == "cpu"
-    problem = op.problem(facts, options, not on_host)
+    problem = op.problem(facts, options, not _is_on_host(given[0]))
     if _wants_gradient(given):
-        return _reference_call(
-            op, problem, options, queue, "gradients are wanted and the kernels have no backward pass"
-        )
+        return _reference_call(op, problem, options, queue, _NO_GRADIENT)
     if problem.is_empty:
         return _nothing_to_do
     present = {name: position for position, name in enumerate(op.operation.tensors) if given[position] is not None}
@@ -177,6 +191,13 @@ def _check_place(op: Op, first: Any) -> None:
         raise ArgumentError(
             argument=op.operation.tensors[0], got=f"device {first.device}", expected="a tensor on cpu or xpu"
         )
+
+
+def _is_on_host(first: Any) -> bool:
+    return tensors.is_torch(first) and first.device.type == "cpu"
+
+
+_NO_GRADIENT = "gradients are wanted and the kernels have no backward pass"
 
 
 def _wants_gradient(given: Given) -> bool:

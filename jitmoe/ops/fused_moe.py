@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``fused_moe`` and ``explain``: what a caller sees of the expert layer."""
+"""``fused_moe``: what a caller sees of the expert layer."""
 
 from __future__ import annotations
 
@@ -295,24 +295,3 @@ def _check_one_gemm(**options: Any) -> None:
         default = parameters[name].default
         if value is not default and (default is None or value != default):
             raise ArgumentError(argument=name, got="a value", expected="none: with top_k there is one GEMM alone")
-
-
-def explain(
-    hidden_states: Any,
-    w1: Any,
-    w2: Any,
-    topk_weights: Any = None,
-    topk_ids: Any = None,
-    *,
-    queue: Any = None,
-    **options: Any,
-) -> str:
-    """Returns, as text, how ``fused_moe`` would run these arguments: device, kernels, tiles, launches and reasons.
-
-    Compiles and runs nothing. Arguments as for ``fused_moe``; raises ``ArgumentError`` like it.
-    """
-    bound = _parameters().bind(hidden_states, w1, w2, topk_weights, topk_ids, **options)
-    bound.apply_defaults()
-    own = {name: value for name, value in bound.arguments.items() if name not in ("inplace", "queue", "top_k")}
-    op, given, collected = _collect(**own)
-    return calls.explain(op, given, collected, queue)

@@ -160,7 +160,7 @@ def check_instruction_set(isa):
         (DType.FP32, ("kn", "kn"), MANY),
     ):
         arguments = tensors(shape, SIZES[1], dtype, layouts=layouts)
-        assert f"(isa={isa.value} " in jitmoe.explain(*arguments)
+        assert f"(isa={isa.value} " in jitmoe.explain(jitmoe.fused_moe, *arguments)
         for sizes in SIZES[1:3]:
             check(tensors(shape, sizes, dtype, layouts=layouts), dtype)
 
@@ -181,7 +181,7 @@ def test_tiles(layouts):
         ((33, 9, 2), (33, 257)),
     ):
         arguments = tensors(shape, sizes, DType.BF16, layouts=layouts)
-        assert "cpu_gate_up_amx" in jitmoe.explain(*arguments)
+        assert "cpu_gate_up_amx" in jitmoe.explain(jitmoe.fused_moe, *arguments)
         result = check(arguments, DType.BF16)
         assert torch.equal(jitmoe.fused_moe(*arguments), result)
 

@@ -156,7 +156,7 @@ def test_warmup_compiles_what_the_call_asks_for(name, kind):
         base_alignment=1,
     )
     device = stream_of(cpu.default_queue().addressof_ref()).device
-    assert pipeline.explain(problem, device) == jitmoe.explain(*arguments, **options)
+    assert pipeline.explain(problem, device) == jitmoe.explain(jitmoe.fused_moe, *arguments, **options)
 
 
 def without_routing_keys(config: dict[str, Any]) -> dict[str, Any]:

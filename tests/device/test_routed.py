@@ -99,12 +99,6 @@ def test_shared_experts_behind_an_expert_map():
     ))  # fmt: skip
 
 
-def test_explain_names_the_routing_launch():
-    call = moe.make(3)
-    text = jitmoe.explain(*call.tensors, renormalize=True)
-    assert "adjust_routing" in text and "cpu_gate_up" in text
-
-
 LOGITS = torch.zeros(5, 4)
 REFUSED = [
     ("topk_ids", {"topk_ids": None, "renormalize": True}),

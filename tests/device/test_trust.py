@@ -246,15 +246,6 @@ def test_bad_arguments_are_named_before_anything_runs(argument, changes, monkeyp
     assert refused.value.expected
 
 
-def test_explain_tells_the_plan_and_compiles_nothing(private_cache, monkeypatch):
-    monkeypatch.setattr(Pipeline, "build", lambda *args: pytest.fail("compiled"))
-    text = jitmoe.explain(*moe.make(40).tensors)
-    for part in ("M=40", "cpu_gate_up", "cpu_down", "workspace"):
-        assert part in text
-    with pytest.raises(errors.ArgumentError, match="w1"):
-        jitmoe.explain(*moe.make(40).changed(w1=torch.zeros(1)).tensors)
-
-
 # forks
 
 
