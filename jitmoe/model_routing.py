@@ -171,6 +171,57 @@ def _deepseek_v4(keys: _Keys, top_k: int) -> Router:
     )
 
 
+def _sigmoid(keys: _Keys, top_k: int, *, scaling_key: str, scaling: float) -> Router:
+    """DeepSeek-V3's without groups, its factor under another name."""
+    return _router(
+        top_k,
+        has_correction_bias=True,
+        scoring=Scoring.SIGMOID,
+        renormalize=True,
+        renormalize_epsilon=_DEEPSEEK_EPSILON,
+        scaling_factor=keys.number(scaling_key, scaling),
+    )
+
+
+def _kimi_linear(keys: _Keys, top_k: int) -> Router:
+    """DeepSeek-V3's under other names."""
+    scoring = keys.word("moe_router_activation_func", "sigmoid")
+    if scoring != "sigmoid":
+        return Router(unknown=f"{scoring} scores")
+    return _router(
+        top_k,
+        has_correction_bias=True,
+        scoring=Scoring.SIGMOID,
+        num_groups=keys.whole("num_expert_group", 1),
+        topk_groups=keys.whole("topk_group", 1),
+        group_score=GroupScore.TOP2_SUM,
+        renormalize=keys.flag("moe_renormalize", True),
+        renormalize_epsilon=_DEEPSEEK_EPSILON,
+        scaling_factor=keys.number("routed_scaling_factor", 2.446),
+    )
+
+
+def _mistral(keys: _Keys, top_k: int) -> Router:
+    """Mistral 4 and Large 4: softmax, groups by their two best, no bias."""
+    return _router(
+        top_k,
+        num_groups=keys.whole("n_group", 1),
+        topk_groups=keys.whole("topk_group", 1),
+        group_score=GroupScore.TOP2_SUM,
+        renormalize=keys.flag("norm_topk_prob", True),
+        renormalize_epsilon=_DEEPSEEK_EPSILON,
+        scaling_factor=keys.number("routed_scaling_factor", 1.0),
+    )
+
+
+def _cohere2(keys: _Keys, top_k: int) -> Router:
+    name = keys.word("expert_selection_fn", "softmax")
+    if name not in ("softmax", "sigmoid"):
+        return Router(unknown=f"{name} of the chosen experts")
+    is_divided = name == "sigmoid" and keys.flag("norm_topk_prob", True)
+    return _router(top_k, scoring=Scoring(name), topk_before_scoring=True, renormalize=is_divided)
+
+
 def _minimax_m2(keys: _Keys, top_k: int) -> Router:
     return _router(top_k, has_correction_bias=True, scoring=Scoring.SIGMOID, renormalize=True)
 
@@ -218,27 +269,44 @@ READERS: dict[str, _Reader] = {
     "qwen3_5_moe_text": _RENORMALIZED,
     "qwen3_vl_moe": _RENORMALIZED,
     "qwen3_vl_moe_text": _RENORMALIZED,
+    "qwen3_omni_moe": partial(_softmax_with_key, renormalize=True),
+    "qwen3_omni_moe_thinker": partial(_softmax_with_key, renormalize=True),
+    "qwen3_omni_moe_text": partial(_softmax_with_key, renormalize=True),
     "deepseek": _deepseek,
     "deepseek_v2": _deepseek,
     "deepseek_v3": _DEEPSEEK_V3,
     "deepseek_v32": _DEEPSEEK_V3,
     "kimi_k2": _DEEPSEEK_V3,
+    "kimi_linear": _kimi_linear,
     "glm_moe_dsa": partial(_deepseek_v3, scaling=2.5),
+    "mistral4": _mistral,
+    "mistral_large4": _mistral,
+    "mistral_large4_text": _mistral,
+    "mimo_v2_flash": _deepseek_v3,
+    "solar_open": _deepseek_v3,
+    "exaone_moe": partial(_deepseek_v3, scaling=2.5),
+    "hy_v3": partial(_sigmoid, scaling_key="router_scaling_factor", scaling=2.826),
+    "afmoe": partial(_sigmoid, scaling_key="route_scale", scaling=1.0),
     "deepseek_v4": _deepseek_v4,
     "llama4": _TOPK_THEN_SIGMOID,
     "llama4_text": _TOPK_THEN_SIGMOID,
     "gpt_oss": _TOPK_THEN_SOFTMAX,
     "glm4_moe": _deepseek_v3,
+    "glm4_moe_lite": partial(_deepseek_v3, scaling=1.8),
     "glm4v_moe": _deepseek_v3,
     "glm4v_moe_text": _deepseek_v3,
     "dots1": partial(_deepseek_v3, renormalize=False),
     "olmoe": partial(_softmax_with_key, renormalize=False),
+    "flex_olmo": partial(_softmax_with_key, renormalize=False),
+    "cohere2_moe": _cohere2,
     "phimoe": _phimoe,
     "granitemoe": _TOPK_THEN_SOFTMAX,
     "granitemoeshared": _TOPK_THEN_SOFTMAX,
     "granitemoehybrid": _TOPK_THEN_SOFTMAX,
     "minimax": _RENORMALIZED,
     "minimax_m2": _minimax_m2,
+    "minimax_m3_vl": _minimax_m2,
+    "minimax_m3_vl_text": _minimax_m2,
     "ernie4_5_moe": _ernie,
     "lfm2_moe": _lfm2,
     "jamba": partial(_softmax, renormalize=False),

@@ -303,6 +303,10 @@ MODELS: dict[str, MoEModel] = {
         _row("moonlight-16b-a3b", "deepseek_v3", 2048, 1408, 64, 6, _one_group(2.446), num_shared_experts=2),
         _row("glm-4.5", "glm4_moe", 5120, 1536, 160, 8, _one_group(2.5), num_shared_experts=1),
         _row("glm-4.5-air", "glm4_moe", 4096, 1408, 128, 8, _one_group(1.0), num_shared_experts=1),
+        _row("glm-4.7-flash", "glm4_moe_lite", 2048, 1536, 64, 4, num_shared_experts=1),
+        _row("glm-5", "glm_moe_dsa", 6144, 2048, 256, 8, num_shared_experts=1),
+        _row("kimi-linear-48b-a3b", "kimi_linear", 2304, 1024, 256, 8, num_shared_experts=1),
+        _row("mimo-v2-flash", "mimo_v2_flash", 4096, 2048, 256, 8),
         _row("olmoe-1b-7b", "olmoe", 2048, 1024, 64, 8),
         _row("phi-3.5-moe", "phimoe", 4096, 6400, 16, 2),
         _row("granite-3.0-1b-a400m", "granitemoe", 1024, 512, 32, 8),
@@ -330,6 +334,8 @@ _ALIASES = {
     "deepseek-v3.2": "deepseek-v3",
     "ernie-4.5-21b-a3b-pt": "ernie-4.5-21b-a3b",
     "ernie-4.5-300b-a47b-pt": "ernie-4.5-300b-a47b",
+    "glm-4.6": "glm-4.5",
+    "glm-4.7": "glm-4.5",
     "gpt-oss": "gpt-oss-20b",
     "granite-3.1-1b-a400m": "granite-3.0-1b-a400m",
     "granite-3.1-3b-a800m": "granite-3.0-3b-a800m",
@@ -467,6 +473,14 @@ _GRANITE = dataclasses.replace(_LOCAL, shared_size=("shared_intermediate_size",)
 _LLAMA4_FAMILY = dataclasses.replace(
     _LOCAL, w1_layout=Layout.KN, w2_layout=Layout.KN, router_weight_on_input=True, always_shared=1
 )
+_MINIMAX_M3 = dataclasses.replace(
+    _LOCAL,
+    always_activation="swiglu_oai",
+    limit=7.0,
+    shared_size=("shared_intermediate_size",),
+    note="the model multiplies the sum of the experts by routed_scaling_factor",
+)
+_DEEPSEEK_LIKE = dataclasses.replace(_DEEPSEEK, shared=("num_shared_experts",))
 
 _FAMILIES: dict[str, _Family] = {
     "mixtral": _LOCAL,
@@ -477,12 +491,28 @@ _FAMILIES: dict[str, _Family] = {
     "qwen3_5_moe_text": _QWEN,
     "qwen3_vl_moe": _QWEN,
     "qwen3_vl_moe_text": _QWEN,
+    "qwen3_omni_moe": _QWEN,
+    "qwen3_omni_moe_thinker": _QWEN,
+    "qwen3_omni_moe_text": _QWEN,
     "deepseek": _DEEPSEEK,
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "deepseek_v32": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
+    "kimi_linear": dataclasses.replace(
+        _DEEPSEEK_LIKE,
+        experts=("num_experts", "num_local_experts"),
+        top_k=("num_experts_per_token", "num_experts_per_tok"),
+    ),
     "glm_moe_dsa": _DEEPSEEK,
+    "mistral4": _DEEPSEEK,
+    "mistral_large4": _DEEPSEEK,
+    "mistral_large4_text": _DEEPSEEK,
+    "mimo_v2_flash": _DEEPSEEK,
+    "solar_open": _DEEPSEEK,
+    "exaone_moe": _DEEPSEEK_LIKE,
+    "hy_v3": _DEEPSEEK_LIKE,
+    "afmoe": _DEEPSEEK_LIKE,
     "deepseek_v4": _DEEPSEEK,
     "llama4": _LLAMA4_FAMILY,
     "llama4_text": _LLAMA4_FAMILY,
@@ -497,16 +527,23 @@ _FAMILIES: dict[str, _Family] = {
         has_bias=True,
     ),
     "glm4_moe": _DEEPSEEK,
+    "glm4_moe_lite": _DEEPSEEK,
     "glm4v_moe": _DEEPSEEK,
     "glm4v_moe_text": _DEEPSEEK,
     "dots1": _DEEPSEEK,
     "olmoe": dataclasses.replace(_LOCAL, experts=("num_experts", "num_local_experts")),
+    "flex_olmo": dataclasses.replace(_LOCAL, experts=("num_experts", "num_local_experts")),
+    "cohere2_moe": dataclasses.replace(
+        _LOCAL, experts=("num_experts", "num_local_experts"), shared=("num_shared_experts",)
+    ),
     "phimoe": _LOCAL,
     "granitemoe": _GRANITE,
     "granitemoeshared": _GRANITE,
     "granitemoehybrid": _GRANITE,
     "minimax": _LOCAL,
     "minimax_m2": _LOCAL,
+    "minimax_m3_vl": _MINIMAX_M3,
+    "minimax_m3_vl_text": _MINIMAX_M3,
     "ernie4_5_moe": _Family(
         experts=("moe_num_experts", "num_experts", "num_local_experts"),
         top_k=("moe_k", "num_experts_per_tok"),

@@ -100,7 +100,8 @@ def test_quantized_experts_give_what_the_dequantized_ones_give(name, kind):
 # What jitmoe.model_routing reads besides E and k.
 ROUTING_KEYS = {
     *("norm_topk_prob", "n_group", "topk_group", "routed_scaling_factor", "scoring_func", "topk_method"),
-    *("moe_norm_min", "use_expert_bias", "moe_normalize_expert_weights", "router_jitter_noise"),
+    *("moe_norm_min", "use_expert_bias", "moe_normalize_expert_weights", "router_jitter_noise", "moe_renormalize"),
+    *("num_expert_group", "router_scaling_factor", "route_scale", "expert_selection_fn"),
 }
 
 

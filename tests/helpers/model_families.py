@@ -82,6 +82,11 @@ def _minimax_m2(gate: Module, block: Module) -> tuple[Routing, Any]:
     return Routing(top_k=gate.top_k, scoring=Scoring.SIGMOID, renormalize=True), block.e_score_correction_bias
 
 
+def _minimax_m3(gate: Module, block: Module) -> tuple[Routing, Any]:
+    """Its block scales the sum of the experts itself."""
+    return Routing(top_k=gate.top_k, scoring=Scoring.SIGMOID, renormalize=True), gate.e_score_correction_bias
+
+
 def _lfm2(gate: Module, block: Module) -> tuple[Routing, Any]:
     return Routing(
         top_k=gate.top_k,
@@ -109,6 +114,49 @@ def _llama4(gate: Module, block: Module) -> tuple[Routing, None]:
 
 def _phimoe(gate: Module, block: Module) -> tuple[Routing, None]:
     return Routing(top_k=gate.top_k, scoring=Scoring.SPARSEMIXER, jitter_eps=gate.router_jitter_noise), None
+
+
+def _mistral_large4(gate: Module, block: Module) -> tuple[Routing, None]:
+    return Routing(
+        top_k=gate.top_k,
+        scoring=Scoring.SOFTMAX,
+        num_groups=gate.num_group,
+        topk_groups=gate.topk_group,
+        group_score=GroupScore.TOP2_SUM,
+        renormalize=True,
+        renormalize_epsilon=1e-20,
+        scaling_factor=gate.routed_scaling_factor,
+    ), None
+
+
+def _afmoe(gate: Module, block: Module) -> tuple[Routing, Any]:
+    return Routing(
+        top_k=gate.top_k,
+        scoring=Scoring.SIGMOID,
+        renormalize=True,
+        renormalize_epsilon=1e-20,
+        scaling_factor=gate.route_scale,
+    ), block.expert_bias
+
+
+def _hy_v3(gate: Module, block: Module) -> tuple[Routing, Any]:
+    return Routing(
+        top_k=gate.top_k,
+        scoring=Scoring.SIGMOID,
+        renormalize=True,
+        renormalize_epsilon=1e-20,
+        scaling_factor=gate.router_scaling_factor,
+    ), block.e_score_correction_bias
+
+
+def _cohere2(gate: Module, block: Module) -> tuple[Routing, None]:
+    scoring = Scoring(gate.expert_selection_fn)
+    return Routing(
+        top_k=gate.top_k,
+        scoring=scoring,
+        topk_before_scoring=True,
+        renormalize=scoring is Scoring.SIGMOID and gate.norm_topk_prob,
+    ), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +199,15 @@ FAMILIES: dict[str, Family] = {
         settings={**_QWEN, "norm_topk_prob": True},
         formats=("int4 with zero points", "int8", "int8 with int8 inputs"),
     ),
+    "qwen3_vl_moe": Family(
+        block="Qwen3VLMoeTextSparseMoeBlock",
+        config="Qwen3VLMoeTextConfig",
+        routing=_softmax_renormalized,
+        settings=_QWEN,
+    ),
+    "qwen3_omni_moe": Family(
+        block="Qwen3OmniMoeThinkerTextSparseMoeBlock", config="Qwen3OmniMoeTextConfig", routing=_softmax, settings=_QWEN
+    ),
     "qwen3_next": Family(
         block="Qwen3NextSparseMoeBlock", config="Qwen3NextConfig", routing=_softmax, settings=_QWEN | _SHARED
     ),
@@ -178,6 +235,9 @@ FAMILIES: dict[str, Family] = {
             "int4 of compressed-tensors",  # Kimi K2
         ),
     ),
+    "deepseek_v32": Family(
+        block="DeepseekV32MoE", config="DeepseekV32Config", routing=_deepseek_v3, settings=_ROUTED | _GROUPS
+    ),
     "deepseek_v4": Family(
         block="DeepseekV4SparseMoeBlock",
         config="DeepseekV4Config",
@@ -187,12 +247,61 @@ FAMILIES: dict[str, Family] = {
         formats=("mxfp4",),
     ),
     "glm4_moe": Family(block="Glm4MoeMoE", config="Glm4MoeConfig", routing=_deepseek_v3, settings=_ROUTED),
+    "glm4_moe_lite": Family(block="Glm4MoeLiteMoE", config="Glm4MoeLiteConfig", routing=_deepseek_v3, settings=_ROUTED),
+    "glm_moe_dsa": Family(block="GlmMoeDsaMoE", config="GlmMoeDsaConfig", routing=_deepseek_v3, settings=_ROUTED),
+    "kimi_linear": Family(
+        block="KimiLinearMoE",
+        config="KimiLinearConfig",
+        routing=_deepseek_v3,
+        settings={**_MOE, "num_local_experts": EXPERTS},
+    ),
+    "mimo_v2_flash": Family(
+        block="MiMoV2FlashMoE",
+        config="MiMoV2FlashConfig",
+        routing=_deepseek_v3,
+        settings={**_MOE, "n_routed_experts": EXPERTS},
+    ),
+    "mistral_large4": Family(
+        block="MistralLarge4TextMoE",
+        config="MistralLarge4TextConfig",
+        routing=_mistral_large4,
+        settings=_ROUTED | _GROUPS,
+    ),
+    "exaone_moe": Family(
+        block="ExaoneMoeSparseMoEBlock", config="ExaoneMoeConfig", routing=_deepseek_v3, settings=_QWEN
+    ),
+    "solar_open": Family(block="SolarOpenMoE", config="SolarOpenConfig", routing=_deepseek_v3, settings=_ROUTED),
+    "hy_v3": Family(block="HYV3MoE", config="HYV3Config", routing=_hy_v3, settings=_QWEN),
+    "afmoe": Family(
+        block="AfmoeSparseMoeBlock",
+        config="AfmoeConfig",
+        routing=_afmoe,
+        settings={**_QWEN, "route_scale": 2.5},
+        gate="router",
+    ),
     "dots1": Family(block="Dots1MoE", config="Dots1Config", routing=_deepseek_v3, settings=_ROUTED),
     "olmoe": Family(
         block="OlmoeSparseMoeBlock",
         config="OlmoeConfig",
         routing=_softmax,
         settings={**_SIZES, "intermediate_size": INTERMEDIATE, "num_experts": EXPERTS},
+    ),
+    "flex_olmo": Family(
+        block="FlexOlmoSparseMoeBlock",
+        config="FlexOlmoConfig",
+        routing=_softmax,
+        settings={**_SIZES, "intermediate_size": INTERMEDIATE, "num_experts": EXPERTS, "norm_topk_prob": True},
+    ),
+    "cohere2_moe": Family(
+        block="Cohere2MoeSparseMoeBlock",
+        config="Cohere2MoeConfig",
+        routing=_cohere2,
+        settings={
+            **_SIZES,
+            "intermediate_size": INTERMEDIATE,
+            "num_experts": EXPERTS,
+            "expert_selection_fn": "sigmoid",
+        },
     ),
     "phimoe": Family(
         block="PhimoeSparseMoeBlock",
@@ -204,6 +313,13 @@ FAMILIES: dict[str, Family] = {
     "granitemoe": Family(
         block="GraniteMoeMoE",
         config="GraniteMoeConfig",
+        routing=_topk_then_softmax,
+        settings=_LOCAL,
+        gate="router",
+    ),
+    "granitemoeshared": Family(
+        block="GraniteMoeSharedMoE",
+        config="GraniteMoeSharedConfig",
         routing=_topk_then_softmax,
         settings=_LOCAL,
         gate="router",
@@ -233,6 +349,12 @@ FAMILIES: dict[str, Family] = {
         routing=_minimax_m2,
         settings=_LOCAL,
         formats=("fp8 in 128x128 blocks",),
+    ),
+    "minimax_m3_vl": Family(
+        block="MiniMaxM3VLSparseMoeBlock",
+        config="MiniMaxM3VLTextConfig",
+        routing=_minimax_m3,
+        settings={**_LOCAL, "shared_intermediate_size": INTERMEDIATE, "swiglu_limit": 0.7},  # low enough to matter
     ),
     "ernie4_5_moe": Family(
         block="Ernie4_5_MoeSparseMoeBlock",
@@ -412,8 +534,9 @@ def expert_options(experts: Module) -> dict[str, Any]:
         options["interleaved"] = True
     if getattr(experts, "has_bias", False):
         options |= {"w1_bias": experts.gate_up_proj_bias, "w2_bias": experts.down_proj_bias}
-    if hasattr(experts, "alpha"):
-        options |= {"activation": "swiglu_oai", "swiglu_alpha": experts.alpha}
+    alpha = getattr(experts, "alpha", getattr(experts, "swiglu_alpha", None))
+    if alpha is not None:
+        options |= {"activation": "swiglu_oai", "swiglu_alpha": alpha}
     else:
         function = experts.mlp.activation_fn if hasattr(experts, "mlp") else experts.act_fn
         options["activation"] = _ACTIVATIONS[getattr(function, "__name__", type(function).__name__)]

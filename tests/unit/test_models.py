@@ -84,6 +84,16 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
          "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0},
         (4096, 1408, 128, 8),
     ),
+    "glm-4.7-flash": (
+        {"model_type": "glm4_moe_lite", "hidden_size": 2048, "intermediate_size": 10240, "moe_intermediate_size": 1536,
+         "n_routed_experts": 64, "n_shared_experts": 1, "num_experts_per_tok": 4, "hidden_act": "silu"},
+        (2048, 1536, 64, 4),
+    ),
+    "kimi-linear-48b-a3b": (
+        {"model_type": "kimi_linear", "hidden_size": 2304, "intermediate_size": 9216, "moe_intermediate_size": 1024,
+         "num_experts": 256, "num_shared_experts": 1, "num_experts_per_token": 8, "hidden_act": "silu"},
+        (2304, 1024, 256, 8),
+    ),
     "olmoe-1b-7b": (
         {"model_type": "olmoe", "hidden_size": 2048, "intermediate_size": 1024, "num_experts": 64,
          "num_experts_per_tok": 8, "norm_topk_prob": False, "hidden_act": "silu"},
@@ -328,6 +338,15 @@ NEMOTRON = {"model_type": "nemotron_h", "hidden_size": 2688, "moe_intermediate_s
             "num_experts_per_tok": 6, "mlp_hidden_act": "relu2"}  # fmt: skip
 
 
+def test_minimax_m3_has_the_activation_of_gpt_oss_with_other_rows():
+    config = {"model_type": "minimax_m3_vl", "text_config": {
+        "model_type": "minimax_m3_vl_text", "hidden_size": 6144, "intermediate_size": 3072, "num_local_experts": 128,
+        "num_experts_per_tok": 4, "hidden_act": "silu", "swiglu_alpha": 1.5}}  # fmt: skip
+    problem = problem_of(config)
+    assert (problem.activation, problem.swiglu_alpha, problem.swiglu_limit) == (Activation.SWIGLU_OAI, 1.5, 7.0)
+    assert (problem.gate_up, problem.w1_layout, problem.w1_bias_dtype) == (GateUp.CONCATENATED, Layout.NK, None)
+
+
 def test_experts_without_a_gate():
     problem = problem_of(NEMOTRON)
     assert (problem.activation, problem.gate_up) == (Activation.RELU2, GateUp.UNGATED)
@@ -560,6 +579,17 @@ def test_routers_in_words():
         ("glm-4.5-air", {"model_type": "deepseek_v4"}, "scoring", Scoring.SQRT_SOFTPLUS),
         ("ernie-4.5-21b-a3b", {"moe_norm_min": 0.5}, "renormalize_min", 0.5),
         ("phi-3.5-moe", {"router_jitter_noise": None}, "jitter_eps", 0.01),
+        ("kimi-linear-48b-a3b", {"num_expert_group": 4, "topk_group": 2}, "num_groups", 4),
+        ("kimi-linear-48b-a3b", {"moe_renormalize": False}, "renormalize", False),
+        (
+            "olmoe-1b-7b",
+            {"model_type": "cohere2_moe", "expert_selection_fn": "sigmoid", "norm_topk_prob": None},
+            "renormalize",
+            True,
+        ),
+        ("olmoe-1b-7b", {"model_type": "cohere2_moe"}, "scoring", Scoring.SOFTMAX),
+        ("glm-4.5-air", {"model_type": "afmoe", "route_scale": 2.5}, "scaling_factor", 2.5),
+        ("glm-4.5-air", {"model_type": "hy_v3"}, "scaling_factor", 2.826),
     ],
 )
 def test_routing_keys_and_their_defaults(model, changes, field, value):
@@ -568,7 +598,8 @@ def test_routing_keys_and_their_defaults(model, changes, field, value):
 
 def test_correction_biases_are_known():
     assert [name for name, model in MODELS.items() if model.router.has_correction_bias] == [
-        *("deepseek-v3", "kimi-k2", "moonlight-16b-a3b", "glm-4.5", "glm-4.5-air", "minimax-m2"),
+        *("deepseek-v3", "kimi-k2", "moonlight-16b-a3b", "glm-4.5", "glm-4.5-air", "glm-4.7-flash", "glm-5"),
+        *("kimi-linear-48b-a3b", "mimo-v2-flash", "minimax-m2"),
         *("ernie-4.5-21b-a3b", "ernie-4.5-300b-a47b", "lfm2-8b-a1b"),
     ]
     assert not router_of("lfm2-8b-a1b", use_expert_bias=False).has_correction_bias
@@ -582,6 +613,8 @@ def test_correction_biases_are_known():
         ("glm-4.5-air", {"model_type": "deepseek_v4", "scoring_func": "tanh"}, "tanh scores"),
         ("deepseek-v3", {"n_group": 7}, "E = 256 does not divide into num_groups = 7"),
         ("deepseek-v3", {"topk_group": 9}, "topk_groups: expected a whole number from 1 to 8, got 9"),
+        ("kimi-linear-48b-a3b", {"moe_router_activation_func": "softmax"}, "softmax scores"),
+        ("olmoe-1b-7b", {"model_type": "cohere2_moe", "expert_selection_fn": "relu"}, "relu of the chosen experts"),
         ("mixtral-8x7b", {"num_local_experts": 64, "num_experts_per_tok": 33}, "top_k: expected"),
         ("mixtral-8x7b", {"num_local_experts": 2048}, "E = 2048 is not from 1 to 1024"),
     ],
