@@ -86,7 +86,7 @@ def _formats(config: Mapping[str, Any], dtype: DType, w1_k: int, w2_k: int) -> E
     elif method == "fp8":
         known = _fp8(config.get("weight_block_size"))
     elif method in ("gptq", "awq"):
-        known = _int4(config, is_gptq=method == "gptq", w1_k=w1_k, w2_k=w2_k)
+        known = _gptq(config, w1_k, w2_k) if method == "gptq" else _awq(config, w1_k, w2_k)
     elif method == "compressed-tensors":
         known = _compressed(config, dtype, w1_k, w2_k)
     return known or ExpertFormats(unknown=_words(config))
@@ -101,23 +101,40 @@ def _fp8(block: Any) -> ExpertFormats | None:
     return _both(_form(Encoding.E4M3, DType.FP32, block[0], block[1]))
 
 
-def _int4(config: Mapping[str, Any], *, is_gptq: bool, w1_k: int, w2_k: int) -> ExpertFormats | None:
-    """As ``load_gptq`` (symmetric: without qzeros) and ``load_awq`` give them; their scales are float16."""
-    if config.get("bits", 4) != 4 or (not is_gptq and str(config.get("version", "gemm")).lower() != "gemm"):
-        return None
-    group = config.get("group_size", 128)
-    if not isinstance(group, int):
-        return None
-    has_zero_point = not config.get("sym", True) if is_gptq else bool(config.get("zero_point", True))
+def _gptq(config: Mapping[str, Any], w1_k: int, w2_k: int) -> ExpertFormats | None:
+    """As ``load_gptq`` gives them (symmetric: without qzeros)."""
+    return _words_of_integers(
+        config.get("bits", 4), DType.FP16, config.get("group_size", 128), (w1_k, w2_k),
+        has_zero_point=not config.get("sym", True), has_k_order=bool(config.get("desc_act")),
+    )  # fmt: skip
 
-    def form(k: int, has_k_order: bool) -> WeightFormat:
+
+def _awq(config: Mapping[str, Any], w1_k: int, w2_k: int) -> ExpertFormats | None:
+    """As ``load_awq`` gives them."""
+    if config.get("bits", 4) != 4 or str(config.get("version", "gemm")).lower() != "gemm":
+        return None
+    return _words_of_integers(
+        4, DType.FP16, config.get("group_size", 128), (w1_k, w2_k),
+        has_zero_point=bool(config.get("zero_point", True)), has_k_order=False,
+    )  # fmt: skip
+
+
+def _words_of_integers(
+    bits: Any, scale_dtype: DType, group: Any, sizes: tuple[int, int], *, has_zero_point: bool, has_k_order: bool
+) -> ExpertFormats | None:
+    """Integers of 4 or 8 bits with a scale per ``group`` elements of K, -1 for all; ``sizes``: K of both matrices."""
+    if bits not in (4, 8) or (bits == 8 and has_zero_point) or not isinstance(group, int) or group == 0:
+        return None
+
+    def form(k: int, has_order: bool) -> WeightFormat:
+        block = group if 0 < group < k else WHOLE
         return _form(
-            Encoding.UINT4, DType.FP16, 1, group if group > 0 else k,
-            has_zero_point=has_zero_point, has_k_order=has_k_order,
+            Encoding.UINT4 if bits == 4 else Encoding.INT8, scale_dtype, 1, block,
+            has_zero_point=has_zero_point, has_k_order=has_order and block != WHOLE,
         )  # fmt: skip
 
     # An order of w2 goes into w1's rows (jitmoe.fold_k_order).
-    return ExpertFormats(w1=form(w1_k, is_gptq and bool(config.get("desc_act"))), w2=form(w2_k, False))
+    return ExpertFormats(w1=form(sizes[0], has_k_order), w2=form(sizes[1], False))
 
 
 def _compressed(config: Mapping[str, Any], dtype: DType, w1_k: int, w2_k: int) -> ExpertFormats | None:
@@ -134,7 +151,13 @@ def _compressed(config: Mapping[str, Any], dtype: DType, w1_k: int, w2_k: int) -
     if kind == "float" and stored.startswith("mxfp"):
         return _both(_MXFP4 if bits == 4 else _MXFP8)
     if kind == "int" and (bits == 4 or stored == "pack-quantized"):
-        return None if isinstance(inputs, Mapping) else _compressed_words(weights, dtype, w1_k, w2_k)
+        if isinstance(inputs, Mapping):
+            return None
+        return _words_of_integers(
+            bits, dtype, {"channel": -1, "group": weights.get("group_size")}.get(str(weights.get("strategy"))),
+            (w1_k, w2_k), has_zero_point=not weights.get("symmetric", True),
+            has_k_order=weights.get("actorder") in (True, "group", "dynamic"),
+        )  # fmt: skip
     encoding = {"int": Encoding.INT8, "float": Encoding.E4M3}.get(str(kind))
     block = _compressed_block(weights)
     if bits != 8 or not weights.get("symmetric", True) or encoding is None or block is None:
@@ -153,27 +176,6 @@ def _compressed_block(weights: Mapping[str, Any]) -> tuple[int, int] | None:
         rows, columns = structure
         return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
     return {"channel": (1, WHOLE), "tensor": (WHOLE, WHOLE)}.get(str(strategy))
-
-
-def _compressed_words(weights: Mapping[str, Any], dtype: DType, w1_k: int, w2_k: int) -> ExpertFormats | None:
-    """Integers of 4 or 8 bits in int32 words."""
-    bits, size = weights.get("num_bits"), weights.get("group_size")
-    has_zero_point = not weights.get("symmetric", True)
-    is_grouped = weights.get("strategy") == "group"
-    if bits not in (4, 8) or (bits == 8 and has_zero_point):
-        return None
-    if not (weights.get("strategy") == "channel" or (is_grouped and isinstance(size, int) and size > 0)):
-        return None
-
-    def form(k: int, has_k_order: bool) -> WeightFormat:
-        is_whole = not is_grouped or size == k  # one scale per row, whatever it is called
-        return _form(
-            Encoding.UINT4 if bits == 4 else Encoding.INT8, dtype, 1, WHOLE if is_whole else size or WHOLE,
-            has_zero_point=has_zero_point, has_k_order=has_k_order and not is_whole,
-        )  # fmt: skip
-
-    # An order of w2 goes into w1's rows (jitmoe.fold_k_order).
-    return ExpertFormats(w1=form(w1_k, weights.get("actorder") in (True, "group", "dynamic")), w2=form(w2_k, False))
 
 
 def _words(config: Mapping[str, Any]) -> str:

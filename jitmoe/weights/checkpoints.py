@@ -116,50 +116,37 @@ def _eight_bits(data: Any, scale: Any, encoding: Encoding, block: tuple[int, int
 
 
 def load_gptq(
-    qweight: Any, scales: Any, qzeros: Any = None, g_idx: Any = None, *, zero_offset: int = 1
+    qweight: Any, scales: Any, qzeros: Any = None, g_idx: Any = None, *, zero_offset: int = 1, num_bits: int = 4
 ) -> QuantizedTensor:
-    """Returns 4-bit GPTQ weights.
+    """Returns GPTQ weights of 4 or 8 bits.
 
     Args:
-        qweight: int32 [E, K / 8, N]; word r of a column holds k = 8 r ... 8 r + 7, lowest bits first.
+        qweight: int32 [E, K * num_bits / 32, N]; a word of a column holds neighbouring k, lowest bits first.
         scales: [E, K / group, N], any float dtype.
-        qzeros: int32 [E, K / group, N / 8], eight columns per word; None for symmetric weights (zero point 8).
+        qzeros: int32 [E, K / group, ceil(N / 8)], eight columns per word; only with 4 bits. None for symmetric weights
+            (zero point 2^(num_bits - 1)).
         g_idx: int32 [E, K], the group of each k (act-order); None for groups in order.
         zero_offset: what was subtracted from zero points when they were stored: 1 in GPTQ's first format, 0 in v2.
+        num_bits: 4 or 8.
 
     With a ``g_idx`` that is not in order, columns are sorted by group and ``k_order`` says where they belong. The
     second GEMM's weights take no such order: see ``fold_k_order``.
     """
-    words = _rank3("qweight", qweight, "[E, K / 8, N]", DType.INT32)
-    experts, k, n = words[0], words[1] * CODES_PER_WORD, words[2]
+    codes_per_word = _codes_per_word(num_bits)
+    words = _rank3("qweight", qweight, f"[E, K / {codes_per_word}, N]", DType.INT32)
+    experts, k, n = words[0], words[1] * codes_per_word, words[2]
     sizes = _shape("scales", scales, None)
     if len(sizes) != 3 or sizes[0] != experts or sizes[2] != n or sizes[1] == 0 or k % sizes[1]:
         raise ArgumentError(
             argument="scales", got=f"shape {list(sizes)}", expected=f"[{experts}, K / group, {n}] with K = {k}"
         )
     groups = sizes[1]
-    codes = _nibbles(qweight.mT).reshape(experts, n, k)
     zero = None
     if qzeros is not None:
-        if _shape("qzeros", qzeros, DType.INT32) != (experts, groups, -(-n // CODES_PER_WORD)):
-            raise ArgumentError(
-                argument="qzeros",
-                got=f"shape {list(qzeros.shape)}",
-                expected=f"{[experts, groups, -(-n // CODES_PER_WORD)]}: a word per 8 columns and group",
-            )
+        _check_zero_words("qzeros", qzeros, (experts, groups, -(-n // CODES_PER_WORD)), num_bits)
         zero = (_nibbles(qzeros)[..., :n] + zero_offset).mT.contiguous()
     order = None if g_idx is None else _order_of_groups(g_idx, experts, k, groups)
-    if order is not None:
-        codes = _columns(codes, order)
-    form = WeightFormat(
-        encoding=Encoding.UINT4,
-        scale_dtype=_scale_dtype(scales),
-        block_n=1,
-        block_k=k // groups,
-        has_zero_point=zero is not None,
-        has_k_order=order is not None,
-    )
-    return QuantizedTensor(_packed(codes), scales.mT, form, zero, order)
+    return _integers(_bytes(qweight.mT), scales.mT, zero, order, num_bits)
 
 
 def load_awq(qweight: Any, scales: Any, qzeros: Any) -> QuantizedTensor:
@@ -190,14 +177,7 @@ def load_awq(qweight: Any, scales: Any, qzeros: Any) -> QuantizedTensor:
     def columns(packed: Any) -> Any:
         return _nibbles(packed).unflatten(-1, (-1, CODES_PER_WORD))[..., places].flatten(-2)
 
-    form = WeightFormat(
-        encoding=Encoding.UINT4,
-        scale_dtype=_scale_dtype(scales),
-        block_n=1,
-        block_k=k // sizes[1],
-        has_zero_point=True,
-    )
-    return QuantizedTensor(_packed(columns(qweight).mT), scales.mT, form, columns(qzeros).mT.contiguous())
+    return _integers(_packed(columns(qweight).mT), scales.mT, columns(qzeros).mT.contiguous(), None, 4)
 
 
 def load_compressed_tensors(
@@ -218,45 +198,21 @@ def load_compressed_tensors(
     Of its other formats ``int-quantized`` is for ``load_int8``, ``float-quantized`` for ``load_fp8``,
     ``mxfp4-pack-quantized`` for ``load_mxfp4`` and ``mxfp8-quantized`` for ``load_mxfp8``.
     """
-    import torch
-
-    if num_bits not in (4, 8):
-        raise ArgumentError(argument="num_bits", got=repr(num_bits), expected="4 or 8")
-    words = _rank3("packed", packed, f"[E, N, K * {num_bits} / 32]", DType.INT32)
-    experts, n, k = words[0], words[1], words[2] * 32 // num_bits
+    codes_per_word = _codes_per_word(num_bits)
+    words = _rank3("packed", packed, f"[E, N, K / {codes_per_word}]", DType.INT32)
+    experts, n, k = words[0], words[1], words[2] * codes_per_word
     sizes = _shape("scale", scale, None)
     if len(sizes) != 3 or sizes[:2] != (experts, n) or sizes[2] == 0 or k % sizes[2]:
         raise ArgumentError(
             argument="scale", got=f"shape {list(sizes)}", expected=f"[{experts}, {n}, K / group] with K = {k}"
         )
     groups = sizes[2]
-    data = (packed if packed.stride(2) == 1 else packed.contiguous()).view(torch.uint8)
     zero = None
     if zero_point is not None:
-        if num_bits != 4:
-            raise ArgumentError(argument="zero_point", got="a tensor", expected="None: only 4-bit codes have them")
-        zero_words = (experts, -(-n // CODES_PER_WORD), groups)
-        if _shape("zero_point", zero_point, DType.INT32) != zero_words:
-            raise ArgumentError(
-                argument="zero_point",
-                got=f"shape {list(zero_point.shape)}",
-                expected=f"{list(zero_words)}: a word per 8 rows and group",
-            )
+        _check_zero_words("zero_point", zero_point, (experts, -(-n // CODES_PER_WORD), groups), num_bits)
         zero = _nibbles(zero_point.mT)[..., :n].mT.contiguous()
     order = None if g_idx is None else _order_of_groups(g_idx, experts, k, groups, may_be_unset=True)
-    if num_bits == 8:
-        data = (data ^ 0x80).view(torch.int8)
-    if order is not None:
-        data = _columns(data, order) if num_bits == 8 else _packed(_columns(_halves(data), order))
-    form = WeightFormat(
-        encoding=Encoding.UINT4 if num_bits == 4 else Encoding.INT8,
-        scale_dtype=_scale_dtype(scale),
-        block_n=1,
-        block_k=WHOLE if groups == 1 else k // groups,
-        has_zero_point=zero is not None,
-        has_k_order=order is not None,
-    )
-    return QuantizedTensor(data, scale, form, zero, order)
+    return _integers(_bytes(packed), scale, zero, order, num_bits)
 
 
 def fold_k_order(
@@ -394,3 +350,48 @@ def _halves(data: Any) -> Any:
 def _packed(codes: Any) -> Any:
     """Returns bytes [E, N, K / 2] of codes [E, N, K], even k low."""
     return (codes[..., 0::2] | codes[..., 1::2] << 4).contiguous()
+
+
+def _codes_per_word(num_bits: int) -> int:
+    if num_bits not in (4, 8):
+        raise ArgumentError(argument="num_bits", got=repr(num_bits), expected="4 or 8")
+    return 32 // num_bits
+
+
+def _check_zero_words(name: str, value: Any, shape: tuple[int, ...], num_bits: int) -> None:
+    if num_bits != 4:
+        raise ArgumentError(argument=name, got="a tensor", expected="None: only 4-bit codes have zero points")
+    if _shape(name, value, DType.INT32) != shape:
+        raise ArgumentError(
+            argument=name, got=f"shape {list(value.shape)}", expected=f"{list(shape)}: a word per 8 of N and group"
+        )
+
+
+def _bytes(words: Any) -> Any:
+    """Returns the bytes of int32 words; a view if they are dense in the last dimension."""
+    import torch
+
+    return (words if words.stride(-1) == 1 else words.contiguous()).view(torch.uint8)
+
+
+def _integers(data: Any, scale: Any, zero: Any, order: Any, num_bits: int) -> QuantizedTensor:
+    """Returns the weights of bytes [E, N, K * num_bits / 8] with 2^(num_bits - 1) added to each code, even k low.
+
+    ``order`` [E, K] is what the columns are to be sorted by, or None.
+    """
+    import torch
+
+    if num_bits == 8:
+        data = (data ^ 0x80).view(torch.int8)
+    if order is not None:
+        data = _columns(data, order) if num_bits == 8 else _packed(_columns(_halves(data), order))
+    groups = scale.shape[2]
+    form = WeightFormat(
+        encoding=Encoding.UINT4 if num_bits == 4 else Encoding.INT8,
+        scale_dtype=_scale_dtype(scale),
+        block_n=1,
+        block_k=WHOLE if groups == 1 else data.shape[2] * 8 // num_bits // groups,
+        has_zero_point=zero is not None,
+        has_k_order=order is not None,
+    )
+    return QuantizedTensor(data, scale, form, zero, order)

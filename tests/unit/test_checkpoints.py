@@ -51,6 +51,19 @@ def test_gptq(act_order, symmetric):
     assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), expected)
 
 
+@pytest.mark.parametrize("act_order", [False, True])
+def test_gptq_of_8_bits(act_order):
+    codes, scale = numbers(E, K, N, high=256), scales(E, K // GROUP, N)
+    g_idx = (torch.arange(K) // GROUP).repeat(E, 1)
+    if act_order:
+        g_idx = g_idx.flip(1)
+    words = packed_words(torch.stack((codes.mT & 15, codes.mT >> 4), dim=-1).flatten(-2))
+    loaded = jitmoe.load_gptq(words.mT, scale, None, g_idx.to(torch.int32), num_bits=8)
+    expected = (codes.mT - 128) * group_of(g_idx, scale).double()
+    assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), expected)
+    assert loaded.format.bits == 8 and (loaded.k_order is not None) == act_order
+
+
 def test_the_second_format_of_gptq_stores_zero_points_as_they_are():
     codes, zeros, scale = numbers(E, K, N), numbers(E, K // GROUP, N, seed=1), scales(E, K // GROUP, N)
     loaded = jitmoe.load_gptq(packed_words(codes.mT).mT, scale, packed_words(zeros), zero_offset=0)
@@ -177,6 +190,13 @@ def test_folding_the_order_changes_no_result(rows):
 REFUSED = [
     ("qweight", lambda: jitmoe.load_gptq(torch.zeros(E, 8, N), scales(E, 4, N))),
     ("scales", lambda: jitmoe.load_gptq(torch.zeros(E, 8, N, dtype=torch.int32), scales(E, 4, N + 1))),
+    ("qzeros", lambda: jitmoe.load_gptq(
+        torch.zeros(E, 8, N, dtype=torch.int32), scales(E, 4, N), torch.zeros(E, 4, 2, dtype=torch.int32))),
+    ("qzeros", lambda: jitmoe.load_gptq(
+        torch.zeros(E, 16, N, dtype=torch.int32), scales(E, 4, N), torch.zeros(E, 4, 6, dtype=torch.int32),
+        num_bits=8)),
+    ("num_bits", lambda: jitmoe.load_gptq(
+        torch.zeros(E, 8, N, dtype=torch.int32), scales(E, 4, N), num_bits=True)),
     ("qzeros", lambda: jitmoe.load_awq(
         torch.zeros(E, K, 3, dtype=torch.int32), scales(E, 4, N), torch.zeros(E, 4, 2, dtype=torch.int32))),
     ("g_idx", lambda: jitmoe.load_gptq(

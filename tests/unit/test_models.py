@@ -406,7 +406,11 @@ QUANTIZED: dict[str, tuple[dict[str, Any], Any]] = {
     ),
     "gptq of whole rows": (
         {"quant_method": "gptq", "bits": 4, "group_size": -1, "sym": True},
-        (Encoding.UINT4, DType.FP16, (1, 4096), False, False, None),
+        (Encoding.UINT4, DType.FP16, (1, WHOLE), False, False, None),
+    ),
+    "gptq of 8 bits": (
+        {"quant_method": "gptq", "bits": 8, "group_size": 128, "sym": True, "desc_act": True},
+        (Encoding.INT8, DType.FP16, (1, 128), False, True, None),
     ),
     "awq": (
         {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
@@ -491,9 +495,7 @@ def test_quantization_configs_become_formats(kind):
     form, other = problem.w1_quant.format, problem.w2_quant.format
     assert (form.encoding, form.scale_dtype, (form.block_n, form.block_k)) == (encoding, scale, block)
     assert (form.has_zero_point, form.has_k_order, problem.input_quant) == (has_zero_point, has_order, inputs)
-    whole_rows = {4096: 14336}
-    expected = dataclasses.replace(form, has_k_order=False, block_k=whole_rows.get(form.block_k, form.block_k))
-    assert other == expected
+    assert other == dataclasses.replace(form, has_k_order=False)
     nested, _ = CONFIGS["llama-4-scout"]
     assert problem_of(nested, **config).w2_quant is not None  # where multimodal configs have it
 
@@ -501,7 +503,8 @@ def test_quantization_configs_become_formats(kind):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "gptq 8 bits groups of 128"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128, "sym": False}, "gptq 8 bits groups of 128"),
+        ({"quant_method": "gptq", "bits": 3, "group_size": 128}, "gptq 3 bits groups of 128"),
         ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}, "awq 4 bits groups of 128"),
         ({"quant_method": "fp8", "weight_block_size": "all"}, "fp8 blocks of all"),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
