@@ -56,6 +56,7 @@ class Case:
 # Formats by the names that users know, as SCOPE lists them.
 FORMATS = {
     "INT8 per channel": WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=1, block_k=WHOLE),
+    "INT8 group 128": WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.BF16, block_n=1, block_k=128),
     "FP8 e4m3 per expert": WeightFormat(encoding=Encoding.E4M3, scale_dtype=DType.FP32, block_n=WHOLE, block_k=WHOLE),
     "FP8 e4m3 per channel": WeightFormat(encoding=Encoding.E4M3, scale_dtype=DType.FP32, block_n=1, block_k=WHOLE),
     "FP8 e4m3 128x128": WeightFormat(encoding=Encoding.E4M3, scale_dtype=DType.FP32, block_n=128, block_k=128),
