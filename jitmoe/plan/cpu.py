@@ -19,6 +19,7 @@ from jitmoe.plan.cpu_specs import (
     CpuQuantGateUpAmxSpec,
     CpuQuantGateUpSpec,
     CpuRowsSpec,
+    CpuTilesSpec,
     RouteSerialSpec,
 )
 from jitmoe.plan.launch import Buffer, Launch, Plan
@@ -63,7 +64,7 @@ class CpuChoice:
 
     route: RouteSerialSpec | None  # None: the others find the routing themselves
     x_rows: CpuRowsSpec | None  # prepares the first GEMM's inputs; None: they are read as they are
-    y_rows: CpuInterRowsSpec | None  # likewise the second GEMM's
+    y_rows: CpuInterRowsSpec | CpuTilesSpec | None  # likewise the second GEMM's
     gate_up: CpuGateUpSpec | CpuGateUpAmxSpec
     down: CpuDownSpec | CpuDownAmxSpec
     gate_up_rows: int  # of one work-item; AMX: of one step
@@ -90,30 +91,24 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     cores = max(1, device.num_compute_units)
     groups = max_groups(problem)
     is_plain = problem.w1_quant is None and problem.w2_quant is None
+    common: dict[str, Any] = {"few_pairs": few_pairs, "ids_dtype": ids_dtype, "has_expert_map": has_expert_map}
     if isa is CpuIsa.AMX_BF16 and _takes_tiles(problem):
         few = problem.num_tokens <= AMX_FEW_TOKENS
         items = cores * (AMX_ITEMS_PER_CORE_OF_FEW if few else AMX_ITEMS_PER_CORE)
-        block_tokens = _amx_block_tokens(problem)
+        first_gemm = _tiles_gemm(problem, problem.w1_quant, problem.hidden_size) | _prepared(problem)
+        second_gemm = _tiles_gemm(problem, problem.w2_quant, problem.intermediate_size)
+        rows = common | {"isa": CpuIsa.AVX512_BF16}
+        block_tokens = _amx_block_tokens(problem, first_gemm["x_dtype"])
         down_columns = _amx_down_columns(problem, items if few else cores * AMX_DOWN_ITEMS_PER_CORE)
         return CpuChoice(
             route=route,
-            x_rows=None,
-            y_rows=None,
+            x_rows=_rows(problem, first_gemm, rows) if first_gemm["x_prepared"] else None,
+            y_rows=None if problem.input_quant is None else _inter_tiles(problem, second_gemm),
             gate_up=(CpuGateUpAmxSpec if problem.w1_quant is None else CpuQuantGateUpAmxSpec)(
-                **_tiles_gemm(problem, problem.w1_quant),
-                w1_layout=problem.w1_layout,
-                few_pairs=few_pairs,
-                **first,
-                ids_dtype=ids_dtype,
-                has_expert_map=has_expert_map,
+                **first_gemm, w1_layout=problem.w1_layout, **first, **common
             ),
             down=(CpuDownAmxSpec if problem.w2_quant is None else CpuQuantDownAmxSpec)(
-                **_tiles_gemm(problem, problem.w2_quant),
-                w2_layout=problem.w2_layout,
-                few_pairs=few_pairs,
-                **second,
-                ids_dtype=ids_dtype,
-                has_expert_map=has_expert_map,
+                **second_gemm, w2_layout=problem.w2_layout, **second, **common
             ),
             gate_up_rows=AMX_TILE,
             amx_items=items,
@@ -130,7 +125,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     if isa is CpuIsa.AVX512_BF16 and _has_odd_blocks(problem):  # a pair belongs to one block
         isa = CpuIsa.AVX512
     first_gemm, second_gemm = _first_gemm(problem, isa), _second_gemm(problem, isa)
-    rows = {"isa": isa, "few_pairs": few_pairs, "ids_dtype": ids_dtype, "has_expert_map": has_expert_map}
+    rows = common | {"isa": isa}
     wanted_items = ITEMS_PER_CORE * cores
     gate_up_rows = _range_size(problem.intermediate_size, max(1, wanted_items // groups), MAX_GATE_UP_ROWS)
     down_columns = _range_size(problem.hidden_size, wanted_items, MAX_DOWN_COLUMNS)
@@ -143,21 +138,17 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             dtype=problem.dtype,
             w1_layout=problem.w1_layout,
             w2_layout=problem.w2_layout,
-            few_pairs=few_pairs,
             **first,
             **first_gemm,
-            ids_dtype=ids_dtype,
-            has_expert_map=has_expert_map,
+            **common,
         ),
         down=(CpuDownSpec if is_plain else CpuQuantDownSpec)(
             isa=isa,
             dtype=problem.dtype,
             w2_layout=problem.w2_layout,
-            few_pairs=few_pairs,
             **second,
             **second_gemm,
-            ids_dtype=ids_dtype,
-            has_expert_map=has_expert_map,
+            **common,
         ),
         gate_up_rows=gate_up_rows,
         amx_items=0,
@@ -172,10 +163,12 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
 
 
 def _takes_tiles(problem: MoEProblem) -> bool:
-    """Whether the kernels with tiles, which multiply bf16 (two for each fp16), can do it and are the faster ones."""
+    """Whether the kernels with tiles, of bf16 (two for each fp16) or int8, can do it and are the faster ones."""
     forms = [quant.format for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
-    if problem.input_quant is not None:
-        return False
+    if problem.input_quant is not None:  # products are exact where all of K has one scale, on both sides
+        has_many = problem.num_pairs > max(problem.num_experts, FEW_PAIRS)
+        has_one_scale = len(forms) == 2 and problem.input_block_k == 0 and all(form.block_k == 0 for form in forms)
+        return problem.dtype is not DType.FP32 and has_many and has_one_scale
     if problem.dtype is DType.FP16:  # staging weights is too much work for few tokens
         has_many = problem.num_pairs > FEW_PAIRS and problem.num_pairs >= SPLIT_MIN_TOKENS * max_groups(problem)
         return not forms and {problem.w1_layout, problem.w2_layout} == {Layout.NK} and has_many
@@ -185,17 +178,21 @@ def _takes_tiles(problem: MoEProblem) -> bool:
     rows_are_dense = problem.w1_layout is Layout.NK and problem.w2_layout is Layout.NK
     if rows_are_dense and problem.num_pairs <= max(problem.num_experts, FEW_PAIRS if forms else 0):
         return False
-    return all(form.block_k % AMX_STEP == 0 and not form.has_k_order for form in forms)
+    return all(form.block_k % AMX_STEP == 0 for form in forms)
 
 
-def _tiles_gemm(problem: MoEProblem, quant: WeightQuant | None) -> dict[str, Any]:
+def _tiles_gemm(problem: MoEProblem, quant: WeightQuant | None, k: int) -> dict[str, Any]:
     form = _NO_FORMAT if quant is None else quant.format
+    x_dtype = problem.dtype
+    if problem.input_quant is not None:  # every quantized input is exact in bf16
+        both_int8 = problem.input_quant is InputQuant.INT8 and form.encoding is Encoding.INT8
+        x_dtype = DType.INT8 if both_int8 and k % 2 == 0 else DType.BF16
     return {
         "isa": CpuIsa.AMX_BF16,
         "dtype": problem.dtype,
-        "x_dtype": problem.dtype,
-        "x_prepared": False,
-        "x_scaled": False,
+        "x_dtype": x_dtype,
+        "x_prepared": problem.input_quant is not None,
+        "x_scaled": problem.input_quant is not None,
         "quantized": quant is not None,
         "encoding": form.encoding,
         "scale_dtype": form.scale_dtype,
@@ -262,14 +259,21 @@ def _quad_block_k(block_k: int) -> int:
 
 
 def _first_gemm(problem: MoEProblem, isa: CpuIsa) -> dict[str, Any]:
+    return {
+        **_gemm(problem, isa, problem.w1_quant, problem.dtype),
+        **_prepared(problem),
+        "inter_dtype": DType.FP32 if problem.input_quant is not None else problem.dtype,
+    }
+
+
+def _prepared(problem: MoEProblem) -> dict[str, bool]:
+    """Returns what becomes of the first GEMM's inputs, and of its outputs as the second one's inputs."""
     has_order = problem.w1_quant is not None and problem.w1_quant.format.has_k_order
     is_quantized = problem.input_quant is not None
     return {
-        **_gemm(problem, isa, problem.w1_quant, problem.dtype),
         "x_prepared": is_quantized or has_order,
         "x_by_slot": has_order or (is_quantized and problem.a1_scale_stride == 1),
-        "inter_dtype": DType.FP32 if is_quantized else problem.dtype,
-        "inter_is_rows": is_quantized,
+        "inter_is_fp32": is_quantized,
     }
 
 
@@ -301,6 +305,14 @@ def _inter_rows(problem: MoEProblem, gemm: dict[str, Any], common: dict[str, Any
         has_order=False,
         by_slot=True,
         from_slots=True,
+    )
+
+
+def _inter_tiles(problem: MoEProblem, gemm: dict[str, Any]) -> CpuTilesSpec:
+    return CpuTilesSpec(
+        kind=problem.input_quant or InputQuant.INT8,
+        to_dtype=gemm["x_dtype"],
+        is_given=problem.a2_scale_stride is not None,
     )
 
 
@@ -355,18 +367,15 @@ def _second_epilogue(problem: MoEProblem) -> dict[str, Any]:
     }
 
 
-def _num_parts(problem: MoEProblem) -> int:
-    """Returns how many bf16 stand for one number in token tiles."""
-    return 2 if problem.dtype is DType.FP16 else 1
+def _panel_row_bytes(problem: MoEProblem, x_dtype: DType) -> int:
+    """Returns the bytes of a token in tiles, where two bf16 stand for one fp16."""
+    element = {DType.INT8: 1, DType.BF16: 2, DType.FP16: 4}[x_dtype]
+    return align_up(element * problem.hidden_size, element * AMX_STEP if element > 1 else 2 * AMX_STEP)
 
 
-def _panel_row_bytes(problem: MoEProblem) -> int:
-    return _num_parts(problem) * 2 * align_up(problem.hidden_size, AMX_STEP)
-
-
-def _amx_block_tokens(problem: MoEProblem) -> int:
+def _amx_block_tokens(problem: MoEProblem, x_dtype: DType) -> int:
     """Returns how many tokens of an expert fit the panel: a multiple of two tiles, no more than there are tokens."""
-    fitting = PANEL_BYTES // _panel_row_bytes(problem) // AMX_ROWS * AMX_ROWS
+    fitting = PANEL_BYTES // _panel_row_bytes(problem, x_dtype) // AMX_ROWS * AMX_ROWS
     most = min(AMX_MAX_TILES * AMX_TILE, align_up(problem.num_tokens, AMX_TILE))
     return max(AMX_TILE, min(fitting, most))
 
@@ -442,6 +451,9 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
         "rows_stride": y_stride,
         "given_stride": problem.a2_scale_stride or 0,
     }
+    panels = 0
+    if choice.block_tokens:
+        panels = gate_up_items * choice.block_tokens * _panel_row_bytes(problem, choice.gate_up.x_dtype)
     steps: list[tuple[KernelSpec | None, int, dict[str, int]]] = [
         (choice.route, 1, {}),
         (choice.x_rows, x_items, x_scalars),
@@ -459,7 +471,7 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
             Buffer("cursors", 4 * problem.num_experts),
             Buffer("sorted_pairs", 4 * problem.num_pairs),
             Buffer("groups", GROUP_BYTES * (1 + groups)),
-            Buffer("panels", gate_up_items * choice.block_tokens * _panel_row_bytes(problem)),
+            Buffer("panels", panels),
             # In token tiles of fp16, two bf16 take the place of a float, 32 numbers at a time.
             Buffer("inter", slots * 4 * align_up(problem.intermediate_size, AMX_STEP)),
             *_row_buffers("x", choice.x_rows, num_x_rows, problem.hidden_size),
@@ -470,10 +482,12 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
     )
 
 
-def _row_buffers(x: str, spec: CpuRowsSpec | None, rows: int, size: int) -> tuple[Buffer, ...]:
+def _row_buffers(x: str, spec: CpuRowsSpec | CpuTilesSpec | None, rows: int, size: int) -> tuple[Buffer, ...]:
     """Returns the buffers of prepared rows; empty ones where there are none."""
     sizes = [0, 0, 0]
-    if spec is not None:
+    if isinstance(spec, CpuTilesSpec):
+        sizes = [spec.to_dtype.num_bytes * align_up(size, ROW_STEP), 4, 0]
+    elif spec is not None:
         blocks = -(-size // spec.input_block_k) if spec.input_block_k else 1
         corrections = -(-size // spec.block_k) if spec.block_k else 1
         sizes = [spec.to_dtype.num_bytes * align_up(size, ROW_STEP), 4 * blocks, 4 * corrections]
@@ -486,7 +500,9 @@ def _row_buffers(x: str, spec: CpuRowsSpec | None, rows: int, size: int) -> tupl
 def check_problem(problem: MoEProblem, choice: CpuChoice) -> MoEProblem:
     """Returns a problem with full, partial and tiny blocks, and tails in every dimension."""
     quants = [quant for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
-    even = 1 if any(quant.format.bits == 4 for quant in quants) else 0  # two codes share a byte
+    gemms = (choice.gate_up, choice.down)
+    has_int8_tiles = choice.amx_items > 0 and any(gemm.x_dtype is DType.INT8 for gemm in gemms)  # in pairs
+    even = 1 if has_int8_tiles or any(quant.format.bits == 4 for quant in quants) else 0  # two codes share a byte
     return problem.resized(
         num_tokens=29 if choice.route is None else 89,
         hidden_size=choice.down_columns + 83 + even,

@@ -72,13 +72,28 @@ class CpuInterRowsSpec(CpuRowsSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CpuTilesSpec(KernelSpec):
+    """Quantizes the intermediate where the second GEMM multiplies tiles."""
+
+    KERNEL: ClassVar[str] = "cpu_tiles"
+    WORK_GROUP_SIZE: ClassVar[int] = 1
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        "in inter, in a2_scale, in groups, out y_rows, out y_scale, int32 size, int32 num_items, int64 given_stride"
+    )
+
+    kind: InputQuant
+    to_dtype: DType
+    is_given: bool  # the scales; else from absmax
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CpuGemmSpec(KernelSpec):
     """What both GEMMs' kernels have: how weights and inputs are read and scaled (``cpu/scales.hpp``)."""
 
     isa: CpuIsa
     dtype: DType  # of the caller's tensors
     x_dtype: DType  # of the GEMM's input rows: decides how it multiplies
-    x_prepared: bool  # rows made by cpu_rows
+    x_prepared: bool  # rows made by cpu_rows, or tiles made by cpu_tiles
     x_scaled: bool  # and quantized
     quantized: bool  # the weights; the next five are looked at if they are
     encoding: Encoding
@@ -104,6 +119,8 @@ class CpuFirstGemmSpec(CpuGemmSpec):
     w1_layout: Layout
     activation: Activation
     gate_up: GateUp
+    x_by_slot: bool  # prepared rows differ by expert: one per pair instead of one per token
+    inter_is_fp32: bool  # as the second GEMM's inputs are made from it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +153,7 @@ class CpuGateUpSpec(CpuFirstGemmSpec):
         "int64 topk_weights_row_stride, float32 swiglu_alpha, float32 swiglu_limit"
     )
 
-    x_by_slot: bool  # prepared rows differ by expert: one per pair instead of one per token
     inter_dtype: DType
-    inter_is_rows: bool  # the second GEMM's inputs are made of fp32 rows
     w2_layout: Layout  # decides how the intermediate is laid out
 
 
@@ -177,7 +192,7 @@ class CpuQuantDownSpec(CpuDownSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuGateUpAmxSpec(CpuFirstGemmSpec):
-    """First GEMM and activation with AMX tiles; inputs and dtype are bf16."""
+    """First GEMM and activation with AMX tiles of bf16."""
 
     KERNEL: ClassVar[str] = "cpu_gate_up_amx"
     WORK_GROUP_SIZE: ClassVar[int] = 1
@@ -193,14 +208,16 @@ class CpuGateUpAmxSpec(CpuFirstGemmSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuQuantGateUpAmxSpec(CpuGateUpAmxSpec):
-    """The same with quantized weights."""
+    """The same with quantized weights; prepared rows are bf16 or int8."""
 
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuGateUpAmxSpec.ARGUMENTS + _scale_arguments("w1")
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = (
+        CpuGateUpAmxSpec.ARGUMENTS + _scale_arguments("w1") + _row_arguments("x")
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuDownAmxSpec(CpuSecondGemmSpec):
-    """Second GEMM, routing weights and the sum over experts with AMX tiles; inputs and dtype are bf16."""
+    """Second GEMM, routing weights and the sum over experts with AMX tiles of bf16."""
 
     KERNEL: ClassVar[str] = "cpu_down_amx"
 
@@ -228,6 +245,6 @@ class CpuPackSpec(KernelSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuQuantDownAmxSpec(CpuDownAmxSpec):
-    """The same with quantized weights."""
+    """The same with quantized weights; prepared tiles are bf16 or int8."""
 
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownAmxSpec.ARGUMENTS + _scale_arguments("w2")
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownAmxSpec.ARGUMENTS + _scale_arguments("w2") + _row_arguments("y")

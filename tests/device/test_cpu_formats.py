@@ -101,19 +101,39 @@ def test_other_dtypes(pair, dtype):
 QUANTIZED_INPUTS = {
     "int8": ("int8", form(Encoding.INT8, 1, WHOLE)),
     "e4m3 in blocks": ("e4m3", form(Encoding.E4M3, 128, 128)),
+    "e4m3 per channel": ("e4m3", form(Encoding.E4M3, 1, WHOLE, DType.BF16)),
     "e5m2": ("e5m2", form(Encoding.E5M2, WHOLE, WHOLE)),
 }
+LEVELS = (CpuIsa.AVX2, CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16)
 
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])
 @pytest.mark.parametrize("kind", QUANTIZED_INPUTS)
-@pytest.mark.parametrize("level", [CpuIsa.AVX2, CpuIsa.AVX512_BF16], ids=lambda isa: isa.value)
+@pytest.mark.parametrize("level", LEVELS, ids=lambda isa: isa.value)
 def test_quantized_inputs(level, kind, tokens):
     name, weights = QUANTIZED_INPUTS[kind]
     if level not in instruction_sets.available():
         pytest.skip(f"this CPU has no {level.value}")
     with instruction_sets.planned_for(level):
         check(tensors(tokens, (weights, weights)), input_quant=name)
+
+
+@pytest.mark.parametrize("kind", ["int8", "e4m3 per channel"])
+def test_quantized_inputs_of_fp16(kind):
+    name, weights = QUANTIZED_INPUTS[kind]
+    check(tensors(MANY, (weights, weights), torch.float16), input_quant=name)
+
+
+def test_quantized_inputs_meet_two_formats():
+    check(tensors(MANY, (form(Encoding.E5M2, 1, WHOLE), form(Encoding.E4M3, WHOLE, WHOLE))), input_quant="e4m3")
+
+
+def test_int8_rows_of_odd_length():
+    weights = form(Encoding.INT8, 1, WHOLE)
+    x, w1, w2, topk_weights, ids = tensors(MANY, (weights, weights))
+    w1 = dataclasses.replace(w1, data=w1.data[:, :, :-1].contiguous())
+    w2 = dataclasses.replace(w2, data=w2.data[:, :-1].contiguous(), scale=w2.scale[:, :-1].contiguous())
+    check((x[:, :-1].contiguous(), w1, w2, topk_weights, ids), input_quant="int8")
 
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])
@@ -125,9 +145,10 @@ def test_given_input_scales(tokens):
     check(arguments, input_quant="int8", a1_scale=torch.tensor([0.025]), a2_scale=per_expert)
 
 
-def test_quantized_inputs_that_are_not_a_number_stay_in_their_row():
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+def test_quantized_inputs_that_are_not_a_number_stay_in_their_row(tokens):
     weights = form(Encoding.INT8, 1, WHOLE)
-    arguments = tensors(FEW, (weights, weights))
+    arguments = tensors(tokens, (weights, weights))
     clean = jitmoe.fused_moe(*arguments, input_quant="int8")
     arguments[0][1, 5] = float("nan")
     arguments[0][2] = 0.0
@@ -135,7 +156,7 @@ def test_quantized_inputs_that_are_not_a_number_stay_in_their_row():
         result = jitmoe.fused_moe(*arguments, input_quant="int8", **scales)
         assert result[1].isnan().all()
         assert not result[2].any()
-    others = [0, *range(3, FEW)]
+    others = [0, *range(3, tokens)]
     assert torch.equal(jitmoe.fused_moe(*arguments, input_quant="int8")[others], clean[others])
 
 

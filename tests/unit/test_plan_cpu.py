@@ -10,7 +10,7 @@ from helpers.builders import cpu_device, moe_problem
 
 from jitmoe.device import CpuIsa
 from jitmoe.plan import cpu
-from jitmoe.problems.formats import Encoding, WeightFormat
+from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.problems.fused_moe import DType, Layout
 from jitmoe.source import INCLUDE_DIR
 
@@ -132,6 +132,27 @@ def test_tiles_multiply_bf16_and_fp16_of_many_tokens():
         problem = moe_problem(dtype=dtype, num_tokens=tokens, num_experts=8, top_k=2)
         choice = cpu.choose(problem, cpu_device(cpu_isa=CpuIsa.AMX_BF16))
         assert (kernel, dtype) == (choice.gate_up.KERNEL, choice.gate_up.dtype)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "block_k", "changes", "expected"),
+    [
+        (Encoding.INT8, 0, {}, DType.INT8),
+        (Encoding.INT8, 0, {"intermediate_size": 767}, DType.INT8),  # of the second GEMM alone
+        (Encoding.INT8, 0, {"hidden_size": 2047}, DType.BF16),  # int8 are read two by two
+        (Encoding.E4M3, 0, {}, DType.BF16),
+        (Encoding.INT8, 128, {}, None),  # sums of blocks are scaled one by one
+        (Encoding.INT8, 0, {"dtype": DType.FP32}, None),
+        (Encoding.INT8, 0, {"num_tokens": 4}, None),
+    ],
+    ids=str,
+)
+def test_quantized_inputs_meet_tiles_where_products_are_exact(encoding, block_k, changes, expected):
+    sizes = {"num_tokens": 64, "num_experts": 8, "top_k": 2} | changes
+    problem = quantized(encoding, block_k, input_quant=InputQuant.INT8, input_block_k=block_k, **sizes)
+    choice = cpu.choose(problem, cpu_device(cpu_isa=CpuIsa.AMX_BF16))
+    has_tiles = choice.gate_up.KERNEL == "cpu_gate_up_amx"
+    assert (choice.gate_up.x_dtype if has_tiles else None) is expected
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)

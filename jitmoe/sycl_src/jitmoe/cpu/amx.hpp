@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: MIT
 // The tile instructions of AMX (Intel SDM volume 1, chapter 18), with a fixed use of the eight tile registers:
 //
-//   tmm0 .. tmm5   sums, fp32: weights w x tokens x is tmm(3 w + x), [16 weight rows][16 tokens], w < 2, x < 3
-//   the others     weights: 16 rows of 32 bf16, any row stride, any alignment: rows of a tensor as they are;
-//                  tokens: 16 units of 16 tokens, 1 KiB, dense (a unit is a pair of bf16, simd.hpp)
+//   tmm0 .. tmm5   sums: weights w x tokens x is tmm(3 w + x), [16 weight rows][16 tokens], w < 2, x < 3
+//   the others     weights: 16 rows of 64 bytes, any row stride, any alignment: rows of a tensor as they are;
+//                  tokens: 16 units of 16 tokens, 1 KiB, dense (a unit is a dword of one token's row)
 //
-// tdpbf16ps adds to sum[n][t] the products w[n][k] * x[k][t] of 32 k. The compiler uses no tile registers, so they keep
-// their values from one statement to the next. Linux lets a process use them only after it has asked
+// A multiplication adds to sum[n][t] the products w[n][k] * x[k][t] of 64 bytes of K:
+//
+//   Dot::bf16   tdpbf16ps   32 k, fp32 sums
+//   Dot::int8   tdpbssd     64 k, both signed, int32 sums, exact
+//
+// So int8 are handled like bf16 of half as many k, two in the place of one. The compiler uses no tile registers, so they
+// keep their values from one statement to the next. Linux lets a process use them only after it has asked
 // (runtime/cpu.py); without that the first instruction here ends the process.
 #pragma once
 
@@ -16,7 +21,7 @@ namespace jitmoe::cpu::amx {
 
 constexpr int kRows = 16;                  // of a tile
 constexpr int kTokens = 16;                // columns of a sum tile
-constexpr int kStep = 32;                  // elements of K in a tile row
+constexpr int kStep = 32;                  // bf16, or pairs of int8, in a tile row
 constexpr int kTileFloats = kRows * kTokens;
 constexpr int kTokenTileUnits = 16 * 16;   // dwords of a token tile
 
@@ -84,50 +89,66 @@ template <int num_x> inline void store_sums(float* sums) {
 #endif
 }
 
-// sums += two weight tiles times num_x token tiles, 32 elements of K. The token tiles lie x_step dwords apart.
-template <int num_x>
+// How tiles are multiplied: the instruction.
+enum class Dot { bf16, int8 };
+
+// Two weight tiles times num_x token tiles; `dot` is the instruction's name. Loads come just before they are needed, and
+// the token tile that comes last with the first weights is the first with the second.
+#define JITMOE_TILES_1(dot)                            \
+  "tileloadd (%2,%4,1), %%tmm7\n\t"                    \
+  "tileloadd (%0,%3,1), %%tmm6\n\t"                    \
+  dot " %%tmm7, %%tmm6, %%tmm0\n\t"                    \
+  "tileloadd (%1,%3,1), %%tmm6\n\t"                    \
+  dot " %%tmm7, %%tmm6, %%tmm3"
+#define JITMOE_TILES_2(dot)                            \
+  "tileloadd (%2,%5,1), %%tmm5\n\t"                    \
+  "tileloadd (%0,%4,1), %%tmm6\n\t"                    \
+  dot " %%tmm5, %%tmm6, %%tmm0\n\t"                    \
+  "tileloadd (%3,%5,1), %%tmm7\n\t"                    \
+  dot " %%tmm7, %%tmm6, %%tmm1\n\t"                    \
+  "tileloadd (%1,%4,1), %%tmm2\n\t"                    \
+  dot " %%tmm5, %%tmm2, %%tmm3\n\t"                    \
+  dot " %%tmm7, %%tmm2, %%tmm4"
+#define JITMOE_TILES_3(dot)                            \
+  "tileloadd (%0,%5,1), %%tmm6\n\t"                    \
+  "tileloadd (%2,%6,1), %%tmm7\n\t"                    \
+  dot " %%tmm7, %%tmm6, %%tmm0\n\t"                    \
+  "tileloadd (%3,%6,1), %%tmm7\n\t"                    \
+  dot " %%tmm7, %%tmm6, %%tmm1\n\t"                    \
+  "tileloadd (%4,%6,1), %%tmm7\n\t"                    \
+  dot " %%tmm7, %%tmm6, %%tmm2\n\t"                    \
+  "tileloadd (%1,%5,1), %%tmm6\n\t"                    \
+  dot " %%tmm7, %%tmm6, %%tmm5\n\t"                    \
+  "tileloadd (%2,%6,1), %%tmm7\n\t"                    \
+  dot " %%tmm7, %%tmm6, %%tmm3\n\t"                    \
+  "tileloadd (%3,%6,1), %%tmm7\n\t"                    \
+  dot " %%tmm7, %%tmm6, %%tmm4"
+
+// sums += two weight tiles times num_x token tiles, 64 bytes of K. The token tiles lie x_step dwords apart.
+template <Dot dot, int num_x>
 inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, const uint32* x, int64 x_step) {
 #ifdef __SYCL_DEVICE_ONLY__
-  if constexpr (num_x == 1)
-    asm volatile(
-        "tileloadd (%2,%4,1), %%tmm7\n\t"
-        "tileloadd (%0,%3,1), %%tmm6\n\t"
-        "tdpbf16ps %%tmm7, %%tmm6, %%tmm0\n\t"
-        "tileloadd (%1,%3,1), %%tmm6\n\t"
-        "tdpbf16ps %%tmm7, %%tmm6, %%tmm3"
-        : : "r"(w0), "r"(w1), "r"(x), "r"(w_stride_bytes), "r"(int64(64)) : "memory");
-  else if constexpr (num_x == 2)
-    asm volatile(
-        "tileloadd (%2,%5,1), %%tmm5\n\t"
-        "tileloadd (%0,%4,1), %%tmm6\n\t"
-        "tdpbf16ps %%tmm5, %%tmm6, %%tmm0\n\t"
-        "tileloadd (%3,%5,1), %%tmm7\n\t"
-        "tdpbf16ps %%tmm7, %%tmm6, %%tmm1\n\t"
-        "tileloadd (%1,%4,1), %%tmm2\n\t"
-        "tdpbf16ps %%tmm5, %%tmm2, %%tmm3\n\t"
-        "tdpbf16ps %%tmm7, %%tmm2, %%tmm4"
-        : : "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(w_stride_bytes), "r"(int64(64)) : "memory");
-  else
-    asm volatile(
-        "tileloadd (%0,%5,1), %%tmm6\n\t"
-        "tileloadd (%2,%6,1), %%tmm7\n\t"
-        "tdpbf16ps %%tmm7, %%tmm6, %%tmm0\n\t"
-        "tileloadd (%3,%6,1), %%tmm7\n\t"
-        "tdpbf16ps %%tmm7, %%tmm6, %%tmm1\n\t"
-        "tileloadd (%4,%6,1), %%tmm7\n\t"
-        "tdpbf16ps %%tmm7, %%tmm6, %%tmm2\n\t"
-        "tileloadd (%1,%5,1), %%tmm6\n\t"
-        "tdpbf16ps %%tmm7, %%tmm6, %%tmm5\n\t"
-        "tileloadd (%2,%6,1), %%tmm7\n\t"
-        "tdpbf16ps %%tmm7, %%tmm6, %%tmm3\n\t"
-        "tileloadd (%3,%6,1), %%tmm7\n\t"
-        "tdpbf16ps %%tmm7, %%tmm6, %%tmm4"
-        : : "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(x + 2 * x_step), "r"(w_stride_bytes), "r"(int64(64))
-        : "memory");
+  constexpr bool ints = dot == Dot::int8;
+#define JITMOE_MULTIPLY(tiles, ...)                                                      \
+  if constexpr (ints) asm volatile(tiles("tdpbssd") : : __VA_ARGS__ : "memory");         \
+  else asm volatile(tiles("tdpbf16ps") : : __VA_ARGS__ : "memory")
+  if constexpr (num_x == 1) {
+    JITMOE_MULTIPLY(JITMOE_TILES_1, "r"(w0), "r"(w1), "r"(x), "r"(w_stride_bytes), "r"(int64(64)));
+  } else if constexpr (num_x == 2) {
+    JITMOE_MULTIPLY(JITMOE_TILES_2, "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(w_stride_bytes), "r"(int64(64)));
+  } else {
+    JITMOE_MULTIPLY(JITMOE_TILES_3, "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(x + 2 * x_step),
+                    "r"(w_stride_bytes), "r"(int64(64)));
+  }
+#undef JITMOE_MULTIPLY
 #else
   (void)w0, (void)w1, (void)w_stride_bytes, (void)x, (void)x_step;
 #endif
 }
+
+#undef JITMOE_TILES_1
+#undef JITMOE_TILES_2
+#undef JITMOE_TILES_3
 
 // sums += the tiles that are still loaded: what a multiplication takes without its loads.
 inline void multiply_again() {

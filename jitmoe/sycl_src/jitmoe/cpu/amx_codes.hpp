@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Quantized weights as tiles (amx_form.hpp): codes become bf16 in the staging buffer, once for all tokens of an expert.
+// Quantized weights as tiles (amx_form.hpp).
 //
-// Scales of blocks of K multiply the codes there, and the product is rounded to bf16 (half away from zero; exact for
-// E8M0 scales). Block sizes are multiples of 32. One scale for all of K is left to the epilogue.
+// Codes become bf16 in the staging buffer, once for all tokens of an expert. Scales of blocks of K multiply the codes
+// there, and the product is rounded to bf16 (half away from zero; exact for E8M0 scales). Block sizes are multiples of
+// 32. One scale for all of K is left to the epilogue.
+//
+// int8 times int8 needs no conversion: rows are read where they are, an even number of int8 of K.
 #pragma once
 
 #include <jitmoe/cpu/amx_form.hpp>
@@ -10,6 +13,14 @@
 #include <jitmoe/cpu/scales.hpp>
 
 namespace jitmoe::cpu {
+
+// Whether weights have one scale for all of K, which is the epilogue's.
+template <class Config> constexpr bool scales_rows() { return Config::quantized && Config::block_k == 0; }
+
+// Rows of codes; the stride is in bytes.
+template <class B> struct CodeRows : WeightRows<uint8> {
+  B blocks[2];
+};
 
 template <class Config> struct TileCodes {
   using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
@@ -19,12 +30,7 @@ template <class Config> struct TileCodes {
   static constexpr bool in_place = false;
   static_assert(B::block_k % amx::kStep == 0, "a tile row belongs to one block");
 
-  struct Rows {
-    const uint8* first[2];
-    int num_rows[2];
-    int64 stride;  // bytes between two rows
-    B blocks[2];
-  };
+  using Rows = CodeRows<B>;
 
   static int64 block_of(int64 k) {
     if constexpr (B::block_k == 0) return 0;
@@ -74,9 +80,19 @@ template <class Config> struct TileCodes {
   }
 };
 
-// The tiles of a GEMM of `Config` with weights of that layout.
+template <class Config> struct TileBytes : TilesInPlace {
+  using S = Simd<CpuIsa::amx_bf16, DType::int8>;
+  using W = Codes<S, Config::encoding, Config::has_zero_point>;
+  using Rows = CodeRows<Blocks<Config>>;
+  using Element = uint8;
+  static_assert(Config::encoding == Encoding::int8 && Config::block_k == 0, "what tdpbssd multiplies");
+};
+template <class Config> inline constexpr amx::Dot dot_of<TileBytes<Config>> = amx::Dot::int8;
+
+// The tiles of a GEMM of `Config` with weights of that layout. Inputs that were prepared are bf16 or int8.
 template <class Config, Layout layout>
-using TilesOf = typename Conditional<Config::quantized, TileCodes<Config>,
-                                     TileWeights<Simd<CpuIsa::amx_bf16, Config::dtype>, layout>>::type;
+using TilesOf = typename Conditional<
+    !Config::quantized, TileWeights<Simd<CpuIsa::amx_bf16, Config::dtype>, layout>,
+    typename Conditional<Config::x_dtype == DType::int8, TileBytes<Config>, TileCodes<Config>>::type>::type;
 
 }  // namespace jitmoe::cpu

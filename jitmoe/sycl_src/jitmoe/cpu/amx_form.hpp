@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 // tiles form: C = W X^T for two groups of 16 weight rows and any number of tokens, with AMX.
 //
-//   W   16 + 16 rows of K elements; read where they are if they are bf16 [N][K], else staged: `stage` writes a piece
-//       of them as bf16 [2][16][kStagedK] to a small buffer. So a weight format is one staging function.
+//   W   16 + 16 rows of K elements; read where they are if they are bf16 [N][K] or multiplied as int8, else staged:
+//       `stage` writes a piece of them as bf16 [2][16][kStagedK] to a small buffer. So a weight format is one staging
+//       function.
 //   X   token tiles [K / 32][16 units][16 tokens], `tile_units` dwords apart, zero past K
-//   C   sums[token tile][2][16 rows][16 tokens], fp32
+//   C   sums[token tile][2][16 rows][16 tokens], fp32 (int32 if int8 are multiplied)
+//
+// An element of K is a bf16, or two int8 (amx.hpp).
 //
 // Weights come from memory in pieces of 32 rows x kPieceK elements. While one is multiplied the next is asked for,
 // evenly spread over the multiplications; `beside()` is called after each multiplication (beside.hpp). A weight format
@@ -81,22 +84,32 @@ struct Lines {
 //   lines   the cache lines of elements [k0, k0 + num_k)
 template <class S, Layout layout> struct TileWeights;
 
-// [N][K]: tiles read the rows where they are; staged are only the ends of rows and groups of fewer than 16.
-template <class S> struct TileWeights<S, Layout::nk> {
-  using Rows = WeightRows<uint16>;
-  using Element = uint16;
+// Rows of K elements of two bytes, which tiles read where they are; staged are only the ends of rows and groups of fewer
+// than 16.
+struct TilesInPlace {
   static constexpr bool in_place = true;
 
-  static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged) {
+  template <class Rows> static const uint8* row(const Rows& w, int a, int64 n) {
+    return reinterpret_cast<const uint8*>(w.first[a]) + n * row_bytes(w);
+  }
+  template <class Rows> static int64 row_bytes(const Rows& w) { return w.stride * int64(sizeof(*w.first[0])); }
+
+  template <class Rows> static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged) {
     const int64 left = k - k0 < num_k ? k - k0 : num_k;
     for (int a = 0; a < 2; ++a)
       for (int n = 0; n < amx::kRows; ++n)
-        copy_tail(w.first[a] + n * w.stride + k0, n < w.num_rows[a] ? left : 0,
+        copy_tail(reinterpret_cast<const uint16*>(row(w, a, n)) + k0, n < w.num_rows[a] ? left : 0,
                   staged + (a * amx::kRows + n) * kStagedK, int(num_k));
   }
-  static Lines lines(const Rows& w, int64 k0, int64 num_k) {
-    return Lines::of_rows(w.first[0] + k0, w.first[1] + k0, 2 * num_k, 2 * w.stride, amx::kRows);
+  template <class Rows> static Lines lines(const Rows& w, int64 k0, int64 num_k) {
+    return Lines::of_rows(row(w, 0, 0) + 2 * k0, row(w, 1, 0) + 2 * k0, 2 * num_k, row_bytes(w), amx::kRows);
   }
+};
+
+// [N][K] bf16.
+template <class S> struct TileWeights<S, Layout::nk> : TilesInPlace {
+  using Rows = WeightRows<uint16>;
+  using Element = uint16;
 };
 
 // [K][N]: pairs of k are interleaved and transposed in registers.
@@ -126,6 +139,10 @@ template <class S> struct TileWeights<S, Layout::kn> {
 
 // Into how many bf16 W cuts a number: 1, or 2 (cpu/amx_split.hpp), which lie beside each other in staged weights and in X.
 template <class W> inline constexpr int parts_of = 1;
+
+// What W multiplies by.
+template <class W> inline constexpr amx::Dot dot_of = amx::Dot::bf16;
+template <class W> using SumOf = typename Conditional<dot_of<W> == amx::Dot::int8, int32, float>::type;
 constexpr int kSplitBytes = 2 * 2 * amx::kRows * amx::kStep;  // of the high, or low, parts of 32 rows and one step
 
 // How often amx_form multiplies, at least.
@@ -164,18 +181,16 @@ template <class W, class Beside>
       float* const at = sums + t * 2 * amx::kTileFloats;
       if (k0 == 0) amx::zero_sums<num_x>();
       else amx::load_sums<num_x>(at);
-      const auto run = [&](const uint16* w0, const uint16* w1, int64 stride, int64 from, int64 steps) {
-        const auto* a0 = (const uint8*)w0;
-        const auto* a1 = (const uint8*)w1;
+      const auto run = [&](const uint8* a0, const uint8* a1, int64 stride_bytes, int64 from, int64 steps) {
         const uint32* b = tokens + from * (amx::kTokens / 2);
         for (int64 left = steps; left > 0; left -= kTogether) {  // short loops, whose ends branch prediction knows
           const int together = left < kTogether ? int(left) : kTogether;
 #pragma clang loop unroll(disable)
           for (int step = 0; step < together; ++step) {
-            amx::multiply<num_x>(a0, a1, 2 * stride, b, tile_units);
+            amx::multiply<dot_of<W>, num_x>(a0, a1, stride_bytes, b, tile_units);
             if constexpr (parts == 2) {  // high times high was that; now high times low and low times high
-              amx::multiply<num_x>(a0, a1, 2 * stride, b + amx::kTokenTileUnits, tile_units);
-              amx::multiply<num_x>(a0 + kSplitBytes, a1 + kSplitBytes, 2 * stride, b, tile_units);
+              amx::multiply<dot_of<W>, num_x>(a0, a1, stride_bytes, b + amx::kTokenTileUnits, tile_units);
+              amx::multiply<dot_of<W>, num_x>(a0 + kSplitBytes, a1 + kSplitBytes, stride_bytes, b, tile_units);
             }
             if constexpr (parts == 1) lines.fetch(lines_per_step);
             beside();
@@ -186,9 +201,10 @@ template <class W, class Beside>
         }
       };
       if constexpr (W::in_place)
-        run(w.first[0] + k0, w.first[1] + k0, w.stride, 0, direct_k / amx::kStep);
-      if constexpr (parts == 2) run(staged, staged + amx::kRows * amx::kStep, amx::kStep, 0, staged_k / amx::kStep);
-      else run(staged, staged + amx::kRows * kStagedK, kStagedK, direct_k, staged_k / amx::kStep);
+        run(W::row(w, 0, 0) + 2 * k0, W::row(w, 1, 0) + 2 * k0, W::row_bytes(w), 0, direct_k / amx::kStep);
+      constexpr int64 row = parts == 2 ? amx::kStep : kStagedK;
+      const auto* const copy = reinterpret_cast<const uint8*>(staged);
+      run(copy, copy + 2 * amx::kRows * row, 2 * row, direct_k, staged_k / amx::kStep);
       amx::store_sums<num_x>(at);
     };
     for (int t = 0, left = passes; left > 0; --left) {  // as even as possible: 3 + 2 and 2 + 2 rather than 3 + 1

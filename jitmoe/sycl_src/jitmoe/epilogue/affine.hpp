@@ -7,7 +7,7 @@
 //   token_scale   of inputs with one scale for all of K, and of routing weights that belong to the input
 //   bias          of the expert's rows
 //
-// A tile is [rows][padded tokens] (lanes form) or [tokens][row stride].
+// A tile is [rows][padded tokens] (lanes and tiles form) or [tokens][row stride]. Sums are float or int32, results float.
 #pragma once
 
 #include <jitmoe/cpu/simd.hpp>
@@ -31,15 +31,22 @@ inline void fill(float value, int count, float* to) {
   for (int i = 0; i < count; ++i) to[i] = value;
 }
 
-// The tile of the lanes form, whose rows are n0, n0 + 1 ... and whose tokens are t0, t0 + 1 ...
-template <class S, class A> inline void affine_rows(const A& a, int n0, int rows, int t0, int padded, float* tile) {
+// Row n's sums of the lanes tokens from t on.
+template <class S, class Sum, class A> inline typename S::floats affine_row(const A& a, int n, int t, const Sum* sums) {
   using floats = typename S::floats;
+  const floats sum = __builtin_convertvector(cpu::load<cpu::Vec<Sum, S::lanes>>(sums), floats);
+  const floats scale = cpu::load<floats>(a.token_scale + t) * a.row_scale[n];
+  return cpu::multiply_add<S::isa, S::lanes>(sum, scale, floats(a.bias[n]));
+}
+
+// The tile of the lanes form, whose rows are n0, n0 + 1 ... and whose tokens are t0, t0 + 1 ...
+template <class S, class Sum = float, class A>
+inline void affine_rows(const A& a, int n0, int rows, int t0, int padded, float* tile) {
   for (int n = 0; n < rows; ++n)
 #pragma clang loop unroll(disable)
     for (int t = 0; t < padded; t += S::lanes) {
-      float* at = tile + n * padded + t;
-      const floats scale = cpu::load<floats>(a.token_scale + t0 + t) * a.row_scale[n0 + n];
-      cpu::store(at, cpu::multiply_add<S::isa, S::lanes>(cpu::load<floats>(at), scale, floats(a.bias[n0 + n])));
+      float* const at = tile + n * padded + t;
+      cpu::store(at, affine_row<S>(a, n0 + n, t0 + t, reinterpret_cast<const Sum*>(at)));
     }
 }
 

@@ -9,6 +9,8 @@
 //
 // | tensor        | shape                   | dtype         | layout, owner
 // | inter         | [slots / 16][I / 2][16] | bf16 pairs    | workspace, from cpu_gate_up_amx
+// | y_rows        | [slots / 16][I / n][16] | n of x_dtype  | read instead of inter if x_prepared; workspace, from cpu_tiles
+// | y_scale       | [slots]                 | fp32          | likewise
 // | w2            | [E][H][I]               | bf16          | expert stride, w2_stride between rows (nk) or columns (kn)
 // | w2_bias       | [E][H]                  | bias_dtype    | dense; if has_bias; caller's
 // | topk_weights  | [M][k]                  | weights_dtype | row stride topk_weights_row_stride; caller's
@@ -17,12 +19,12 @@
 // | sums          | [ranges][h_block / 32][M][32] | fp32    | workspace, a work-item's own columns
 // | out           | [M][H]                  | bf16          | row stride out_row_stride; caller's, may be hidden_states
 //
-// With fp16 instead of bf16, each number of the intermediate is two bf16 (cpu/amx_split.hpp).
+// With fp16 that is not prepared, each number of the intermediate is two bf16 (cpu/amx_split.hpp).
 //
 // nd_range: (ranges of h_block columns), work-groups of 1 work-item. A step is 32 columns of one expert. Beside its
-// multiplications, the step before it is added to the sums, and its own sums and the next tokens are asked for.
+// multiplications, the step before it is scaled and added to the sums, and its own sums and the next tokens are asked for.
 // Local memory: the sums of two steps, staged weights.
-// Numerics: fp32 accumulation; routing weight applied in fp32; rounded once to bf16.
+// Numerics: fp32 accumulation (products in int32 if x_dtype is int8); routing weight applied in fp32; rounded once.
 #pragma once
 
 #include <jitmoe/cpu/amx_codes.hpp>
@@ -68,6 +70,10 @@ struct CpuDownAmxArgs {
   int64 w2_zero_n_stride = 0;
   int64 w2_zero_k_stride = 0;
   int32 w2_block_n = 0;
+  const void* y_rows = nullptr;
+  const void* y_scale = nullptr;
+  const void* y_correction = nullptr;  // not read
+  int64 y_rows_stride = 0;             // likewise
 };
 
 namespace down_amx {
@@ -86,25 +92,36 @@ struct Block {
   float weights[kBlockTokens];
 };
 
+using Affine = epilogue::Affine<2 * amx::kRows, kBlockTokens>;
+
 struct Scratch {
   float sums[2][kMaxTiles * 2 * amx::kTileFloats];
   Block blocks[2];
   uint16 staged[2 * amx::kRows * kStagedK];
-  epilogue::Affine<2 * amx::kRows, kBlockTokens> affine;
+  Affine affine[2];
   FewPairs few;
 };
 
 // A step whose products, products[tile][32][16], are still to be added to sums[M][32].
 struct Ready {
-  const float* products = nullptr;
+  float* products = nullptr;
+  const Affine* affine = nullptr;
   const Block* block = nullptr;
   float* sums = nullptr;
 };
 
+// What is done to products before they are added.
+template <class Config> constexpr bool is_affine() {
+  return Config::has_bias || Config::x_scaled || scales_rows<Config>();
+}
+
 // Adds half a tile's columns: unit i of 2 per tile.
-[[gnu::noinline]] inline void add_unit(const Ready& ready, int64 i) {
+template <class Config, class Sum> [[gnu::noinline]] void add_unit(const Ready& ready, int64 i) {
   const int64 t0 = i / 2 * amx::kTokens;
   const int64 left = ready.block->num_tokens - t0;
+  if constexpr (is_affine<Config>())
+    epilogue::affine_rows<S, Sum>(*ready.affine, int(i % 2) * amx::kRows, amx::kRows, int(t0), amx::kTokens,
+                                  ready.products + i * amx::kTileFloats);
   add_transposed<S>(ready.products + i * amx::kTileFloats, amx::kTokens, amx::kRows, ready.block->tokens + t0,
                     ready.block->weights + t0, left < amx::kTokens ? int(left) : amx::kTokens,
                     ready.sums + i % 2 * amx::kRows, kColumns);
@@ -115,9 +132,11 @@ struct Ready {
 template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   using namespace down_amx;
   using W = TilesOf<Config, Config::w2_layout>;
-  static_assert(Config::dtype == DType::bf16 || parts_of<W> == 2, "tiles multiply bf16");
+  using Sum = SumOf<W>;
+  static_assert(Config::dtype == DType::bf16 || parts_of<W> == 2 || Config::x_prepared, "tiles multiply bf16 and int8");
   (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
   (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
+  (void)Config::x_scaled;
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
@@ -125,7 +144,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   const int32 h0 = range * args.h_block;
   const int32 left = args.hidden_size - h0;
   const int32 columns = left < args.h_block ? left : args.h_block;
-  const int64 inner = args.intermediate_size;
+  const int64 inner = args.intermediate_size / (Config::x_dtype == DType::int8 ? 2 : 1);  // elements, see amx_form.hpp
   const Routing routing = find_routing<Config>(
       {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
        args.topk_ids_row_stride},
@@ -137,13 +156,13 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   auto* sums = static_cast<float*>(args.sums) + int64(range) * args.num_tokens * args.h_block;
   const int64 num_sums = int64(args.num_tokens) * args.h_block;
   for (int64 i = 0; i < num_sums; i += S::lanes) store(sums + i, S::floats(0.0f));
-  constexpr bool scales_rows = Config::quantized && Config::block_k == 0;
-  constexpr bool is_affine = Config::has_bias || scales_rows;
-  if constexpr (is_affine) {
-    epilogue::fill(0.0f, 2 * amx::kRows, s->affine.bias);
-    epilogue::fill(1.0f, 2 * amx::kRows, s->affine.row_scale);
-    epilogue::fill(1.0f, kBlockTokens, s->affine.token_scale);
-  }
+  const auto* const inter = static_cast<const uint32*>(Config::x_prepared ? args.y_rows : args.inter);
+  if constexpr (is_affine<Config>())
+    for (Affine& affine : s->affine) {
+      epilogue::fill(0.0f, 2 * amx::kRows, affine.bias);
+      epilogue::fill(1.0f, 2 * amx::kRows, affine.row_scale);
+      epilogue::fill(1.0f, kBlockTokens, affine.token_scale);
+    }
   const auto rows_of = [&](int32 expert, int32 n) {
     const int end = n < columns ? columns : n + 2 * amx::kRows;
     const int64 to_row = Config::w2_layout == Layout::nk ? args.w2_stride : 1;
@@ -165,7 +184,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
     W::lines(rows_of(routing.groups[0].expert, 0), 0, inner < kPieceK ? inner : kPieceK).fetch(1 << 30);
   Ready ready;
   Pace adding;
-  const auto add = [&](int64 i) { add_unit(ready, i); };
+  const auto add = [&](int64 i) { add_unit<Config, Sum>(ready, i); };
   int step_parity = 0, block_parity = 0;
   for (int32 group_idx = 0; group_idx < routing.num_groups; ++group_idx) {
     const Group group = routing.groups[group_idx];
@@ -173,7 +192,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
       const int num_tokens = group.tokens - done < kBlockTokens ? group.tokens - done : kBlockTokens;
       const int num_tiles = int(ceil_div(num_tokens, amx::kTokens));
       const int32* pairs = routing.pairs + group.first + done;
-      const auto* tiles = static_cast<const uint32*>(args.inter) + (group.slot + done) * inter_units;
+      const uint32* const tiles = inter + (group.slot + done) * inter_units;
       Block& block = s->blocks[block_parity];
       block_parity ^= 1;
       block.num_tokens = num_tokens;
@@ -185,6 +204,12 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
                                : to_float<Config::weights_dtype>(
                                      topk_weights[token * args.topk_weights_row_stride + pairs[t] % args.top_k]);
       }
+      if constexpr (Config::x_scaled) {
+        adding.finish(add);  // needs the scales of the tokens before
+        const float* const scales = static_cast<const float*>(args.y_scale) + group.slot + done;
+        for (Affine& affine : s->affine)
+          for (int t = 0; t < num_tokens; ++t) affine.token_scale[t] = scales[t];
+      }
       const int64 turns = multiplications(num_tiles, inner);
       // The tokens that are multiplied next, not so early that weights push them out of the cache again.
       const bool more_blocks = done + num_tokens < group.tokens;
@@ -194,7 +219,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         const Group& next = routing.groups[more_blocks ? group_idx : group_idx + 1];
         const int from = more_blocks ? done + num_tokens : 0;
         const int count = next.tokens - from < kBlockTokens ? next.tokens - from : kBlockTokens;
-        soon = Lines::dense(static_cast<const uint32*>(args.inter) + (next.slot + from) * inter_units,
+        soon = Lines::dense(inter + (next.slot + from) * inter_units,
                             4 * align_up(count, amx::kTokens) * inter_units);
       }
       const int64 steps = ceil_div(columns, kColumns), most = ceil_div(kSoonBytes, 2 * kColumns * inner);
@@ -228,21 +253,18 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
                     });
         adding.finish(add);
         // Epilogue.
-        if constexpr (scales_rows) {
+        Affine& affine = s->affine[step_parity];
+        if constexpr (scales_rows<Config>()) {
           const auto rows = rows_of(group.expert, n);
           uint32 unused;  // zero points are subtracted where codes are staged
           for (int a = 0; a < 2; ++a)
             for (int i = 0; i < rows.num_rows[a]; ++i)
-              rows.blocks[a].template read<typename W::W>(i, 0, 1, s->affine.row_scale + a * amx::kRows + i, &unused);
+              rows.blocks[a].template read<typename W::W>(i, 0, 1, affine.row_scale + a * amx::kRows + i, &unused);
         }
         if constexpr (Config::has_bias)
           epilogue::copy_floats<Config::bias_dtype>(args.w2_bias, group.expert * int64(args.hidden_size) + h0 + n,
-                                                    columns - n < kColumns ? columns - n : kColumns, s->affine.bias);
-        if constexpr (is_affine)
-          for (int tile = 0; tile < num_tiles; ++tile)
-            epilogue::affine_rows<S>(s->affine, 0, kColumns, tile * amx::kTokens, amx::kTokens,
-                                     products + tile * 2 * amx::kTileFloats);
-        ready = {products, &block, step_sums};
+                                                    columns - n < kColumns ? columns - n : kColumns, affine.bias);
+        ready = {products, &affine, &block, step_sums};
         adding = Pace(2 * num_tiles, turns);
         step_parity ^= 1;
       }

@@ -21,13 +21,13 @@
 // | topk_ids, expert_map                 |                | read if few_pairs; caller's
 // | sorted_pairs, groups                 |                | read otherwise; workspace, from route_serial
 // | inter         | [slots][I]           | units          | workspace, layout of cpu/routing.hpp; rows of fp32 if
-// |               |                      |                | inter_is_rows (they will be quantized)
+// |               |                      |                | inter_is_fp32 (they will be quantized)
 //
 // nd_range: (max_groups * num_ranges), work-groups of 1 work-item; ranges of n_block rows of one group are neighbours,
 // so that a core's work-items are one stream of weights.
 // Local memory: two result tiles [kMaxRows][64] fp32, the token panel [kPanelUnits][64], staged weights.
 // Numerics: fp32 accumulation in a fixed order (int32 within a block if x_dtype is int8); scales multiply sums in fp32;
-// activation and product in fp32; rounded once to dtype (not at all if inter_is_rows).
+// activation and product in fp32; rounded once to dtype (not at all if inter_is_fp32).
 #pragma once
 
 #include <jitmoe/cpu/chunk_rows.hpp>
@@ -337,9 +337,9 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
 
     // Store.
     auto* inter = static_cast<uint32*>(args.inter) + (group.slot + done) * units_per_token;
-    const bool wants_panel = !Config::inter_is_rows && uses_lanes_form<Config, Config::w2_layout>(num_tokens);
+    const bool wants_panel = !Config::inter_is_fp32 && uses_lanes_form<Config, Config::w2_layout>(num_tokens);
     const float* tile = s->tiles[0];
-    if constexpr (Config::w1_layout != Config::w2_layout || Config::inter_is_rows) {
+    if constexpr (Config::w1_layout != Config::w2_layout || Config::inter_is_fp32) {
       if (lanes_are_tokens && !wants_panel) {
         transpose_tile(s->tiles[0], rows, padded, num_tokens, s->tiles[1], row_stride);
         tile = s->tiles[1];

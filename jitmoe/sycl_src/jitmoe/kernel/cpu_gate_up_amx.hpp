@@ -7,19 +7,23 @@
 // |               |                      |       | the dense dimension (kn); caller's; if quantized: codes, with
 // |               |                      |       | w1_scale and w1_zero_point as in cpu_gate_up.hpp
 // | w1_up, w1_bias, topk_weights         |       | as in cpu_gate_up.hpp
+// | x_rows, x_scale                      |       | read instead of hidden_states if x_prepared, as in cpu_gate_up.hpp;
+// |               |                      |       | int8, with an even H, or bf16
 // | topk_ids, expert_map                 |       | read if few_pairs; caller's
 // | sorted_pairs, groups                 |       | read otherwise; workspace, from route_serial
-// | panels        | [num_items][block_tokens][H] | bf16 | workspace, token tiles of one work-item's current block
-// | inter         | [slots / 16][I / 2][16]      | bf16 pairs | workspace, token tiles (cpu/amx_form.hpp), zero past I
+// | panels        | [num_items][block_tokens][H] | x_dtype | workspace, token tiles of one work-item's current block
+// | inter         | [slots / 16][I / 2][16]      | bf16 pairs | workspace, token tiles (cpu/amx_form.hpp), zero past I;
+// |               | [slots / 16][I][16]          | fp32  | if inter_is_fp32 (it will be quantized, cpu_tiles.hpp)
 //
-// With fp16 instead of bf16, each number of panels and intermediate is two bf16 (cpu/amx_split.hpp).
+// With fp16 that is not prepared, each number of panels and intermediate is two bf16 (cpu/amx_split.hpp).
 //
 // nd_range: (num_items), work-groups of 1 work-item, which have equal shares of all rows of all active experts
 // (cpu/shares.hpp). A step is 16 gate rows and the same 16 up rows, whose product tiles meet in the activation, or 32 rows
 // without a gate.
-// Beside the multiplications of a step, the step before it is activated and stored; the next tokens are asked for.
+// Beside the multiplications of a step, the step before it is scaled, activated and stored; the next tokens are asked for.
 // Local memory: the sums of two steps, staged weights.
-// Numerics: fp32 accumulation in a fixed order; activation and product in fp32; rounded once to bf16.
+// Numerics: fp32 accumulation in a fixed order (int32 if x_dtype is int8); activation and product in fp32; rounded once
+// to dtype (not at all if inter_is_fp32).
 #pragma once
 
 #include <jitmoe/cpu/amx_codes.hpp>
@@ -70,6 +74,10 @@ struct CpuGateUpAmxArgs {
   int64 w1_zero_n_stride = 0;
   int64 w1_zero_k_stride = 0;
   int32 w1_block_n = 0;
+  const void* x_rows = nullptr;        // [rows][x_rows_stride] x_dtype
+  const void* x_scale = nullptr;       // [rows]
+  const void* x_correction = nullptr;  // not read
+  int64 x_rows_stride = 0;
 };
 
 namespace gate_up_amx {
@@ -81,10 +89,12 @@ using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
 constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
 constexpr int kPartBytes = 256;  // of a token, asked for at once
 
+using Affine = epilogue::Affine<2 * amx::kRows, kBlockTokens>;
+
 struct Scratch {
   float sums[2][kMaxTiles * 2 * amx::kTileFloats];
   uint16 staged[2 * amx::kRows * kStagedK];
-  epilogue::Affine<2 * amx::kRows, kBlockTokens> affine;
+  Affine affine[2];
   FewPairs few;
 };
 
@@ -100,21 +110,34 @@ struct Block {
   bool is_last_of_group() const { return done + num_tokens == group.tokens; }
 };
 
-// Stores unit u of the intermediate of one step's 32 rows and 16 tokens, sums[32][16], rounded.
-template <class Config>
-[[gnu::noinline]] void store_activated(const float* sums, int u, epilogue::ActivationNumbers numbers, uint32* unit) {
+// What is done to sums before they are activated.
+template <class Config> constexpr bool is_affine() {
+  return Config::has_bias || Config::weight_on_input || Config::x_scaled || scales_rows<Config>();
+}
+
+// Stores rows 2 u and 2 u + 1 of the intermediate of one step's 32 rows and the 16 tokens from t on, sums[32][16].
+template <class Config, class Sum>
+[[gnu::noinline]] void store_activated(const Sum* sums, const Affine& affine, int u, int t,
+                                       epilogue::ActivationNumbers numbers, uint32* unit) {
   using H = Halves<Config::gate_up>;
+  const auto row = [&](int n) {
+    if constexpr (is_affine<Config>()) return epilogue::affine_row<S>(affine, n, t, sums + n * amx::kTokens);
+    else return load<S::floats>(sums + n * amx::kTokens);
+  };
   S::floats value[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float* const gate = sums + (2 * u + i) * H::rows_per_i * amx::kTokens;
-    const float* const up = gate + (H::interleaved ? 1 : amx::kRows) * amx::kTokens;
+    const int gate = (2 * u + i) * H::rows_per_i;
     if constexpr (H::gated)
-      value[i] = epilogue::activate_gated<Config::activation, 16>(load<S::floats>(gate), load<S::floats>(up), numbers);
+      value[i] = epilogue::activate_gated<Config::activation, 16>(
+          row(gate), row(gate + (H::interleaved ? 1 : amx::kRows)), numbers);
     else
-      value[i] = epilogue::activate_ungated<Config::activation, 16>(load<S::floats>(gate), numbers);
+      value[i] = epilogue::activate_ungated<Config::activation, 16>(row(gate), numbers);
   }
-  if constexpr (Config::dtype == DType::fp16)
+  if constexpr (Config::inter_is_fp32) {
+    store(unit, value[0]);
+    store(unit + amx::kTokens, value[1]);
+  } else if constexpr (Config::dtype == DType::fp16)
     store_split(SplitFloats(round_to<DType::fp16, 16>(value[0])), SplitFloats(round_to<DType::fp16, 16>(value[1])), unit);
   else
     store(unit, bf16_bits<16>(value[0]) | (bf16_bits<16>(value[1]) << 16));
@@ -126,10 +149,13 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   using namespace gate_up_amx;
   using W = TilesOf<Config, Config::w1_layout>;
   using H = Halves<Config::gate_up>;
-  static_assert(Config::dtype == DType::bf16 || parts_of<W> == 2, "tiles multiply bf16");
-  constexpr int parts = parts_of<W>;
+  using Sum = SumOf<W>;
+  constexpr int parts = parts_of<W>;  // of an input
+  constexpr int inter_parts = Config::inter_is_fp32 || Config::dtype == DType::fp16 ? 2 : 1;
+  static_assert(Config::dtype == DType::bf16 || parts == 2 || Config::x_prepared, "tiles multiply bf16 and int8");
   (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
   (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
+  (void)Config::x_by_slot, (void)Config::x_scaled;
   auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
@@ -138,7 +164,8 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
        args.topk_ids_row_stride},
       args.sorted_pairs, args.groups, s->few);
-  const int64 hidden = args.hidden_size, inner = args.intermediate_size;
+  const int64 hidden = args.hidden_size / (Config::x_dtype == DType::int8 ? 2 : 1);  // elements, see amx_form.hpp
+  const int64 inner = args.intermediate_size;
   constexpr int step_rows = H::gated ? amx::kRows : 2 * amx::kRows;  // of the intermediate
   const int64 num_steps = ceil_div(inner, step_rows);
   Shares shares(routing, num_steps, item, args.num_items);
@@ -147,7 +174,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   const int64 panel_units = align_up(ceil_div(hidden, 2), 16);
   const int64 inter_units = align_up(ceil_div(inner, 2), 16);
   const int64 panel_dwords = parts * panel_units * amx::kTokens;  // of a tile
-  const int64 inter_dwords = parts * inter_units * amx::kTokens;
+  const int64 inter_dwords = inter_parts * inter_units * amx::kTokens;
   auto* const panel = static_cast<uint32*>(args.panels) + int64(item) * args.block_tokens / amx::kTokens * panel_dwords;
   auto* const inter = static_cast<uint32*>(args.inter);
   const auto rows_of = [&](int32 expert, int64 step) {
@@ -169,13 +196,12 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
     }
     return rows;
   };
-  constexpr bool scales_rows = Config::quantized && Config::block_k == 0;
-  constexpr bool is_affine = Config::has_bias || Config::weight_on_input || scales_rows;
-  if constexpr (is_affine) {
-    epilogue::fill(1.0f, 2 * amx::kRows, s->affine.row_scale);
-    epilogue::fill(0.0f, 2 * amx::kRows, s->affine.bias);
-    epilogue::fill(1.0f, kBlockTokens, s->affine.token_scale);
-  }
+  if constexpr (is_affine<Config>())
+    for (Affine& affine : s->affine) {
+      epilogue::fill(1.0f, 2 * amx::kRows, affine.row_scale);
+      epilogue::fill(0.0f, 2 * amx::kRows, affine.bias);
+      epilogue::fill(1.0f, kBlockTokens, affine.token_scale);
+    }
 
   // Blocks of this work-item, one after the other; without tokens past the last one.
   const auto block_after = [&](Block block) {
@@ -190,9 +216,16 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
     block.num_tokens = left < args.block_tokens ? left : args.block_tokens;
     return block;
   };
-  const auto pairs_of = [&](const Block& block) { return routing.pairs + block.group.first + block.done; };
-  const auto row_of = [&](int32 pair) {
-    return static_cast<const uint16*>(args.hidden_states) + pair / args.top_k * args.x_row_stride;
+  const auto pair_of = [&](const Block& block, int64 at) { return routing.pairs[block.group.first + block.done + at]; };
+  const auto row_number = [&](const Block& block, int64 at) -> int64 {
+    return Config::x_by_slot ? block.group.slot + block.done + at : pair_of(block, at) / args.top_k;
+  };
+  const auto row_of = [&](const Block& block, int64 at) {
+    const int64 row = row_number(block, at);
+    if constexpr (Config::x_prepared)
+      return static_cast<const uint8*>(args.x_rows) + row * args.x_rows_stride * num_bytes(Config::x_dtype);
+    else
+      return static_cast<const uint8*>(args.hidden_states) + row * args.x_row_stride * num_bytes(Config::dtype);
   };
   const int64 row_parts = ceil_div(2 * hidden, kPartBytes);
 
@@ -202,14 +235,19 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   W::lines(rows_of(block.group.expert, block.first), 0, hidden < kPieceK ? hidden : kPieceK).fetch(1 << 30);
   // The step before the present one, whose sums are not yet stored: sums[tile][32][16] become unit u of each tile.
   constexpr int units_per_step = step_rows / 2;
-  const float* ready = nullptr;
+  const Sum* ready = nullptr;
+  const Affine* ready_affine = s->affine;
   uint32* ready_tiles = nullptr;
   int64 ready_unit = 0;
-  const auto unit_at = [](int64 u) { return parts == 2 ? split_unit(u) : u * amx::kTokens; };
+  const auto unit_at = [](int64 u) {
+    if constexpr (Config::inter_is_fp32) return 2 * u * amx::kTokens;
+    else return inter_parts == 2 ? split_unit(u) : u * amx::kTokens;
+  };
   Pace storing;
   const auto store_unit = [&](int64 i) {
     const int64 tile = i / units_per_step, u = i % units_per_step;
-    store_activated<Config>(ready + tile * 2 * amx::kTileFloats, int(u), {args.swiglu_alpha, args.swiglu_limit},
+    store_activated<Config>(ready + tile * 2 * amx::kTileFloats, *ready_affine, int(u), int(tile) * amx::kTokens,
+                            {args.swiglu_alpha, args.swiglu_limit},
                             ready_tiles + tile * inter_dwords + unit_at(ready_unit + u));
   };
   int parity = 0;
@@ -218,25 +256,32 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
     const Block after = block_after(block);
     const int64 turns = multiplications(num_tiles, hidden);
     // Tokens of the next block, not so early that weights push them out of the cache again.
-    const int32* const soon = after.num_tokens != 0 ? pairs_of(after) : nullptr;
     const int64 ask_from = block.last - ceil_div(kSoonBytes, 4 * amx::kRows * hidden);
     const int64 asking_steps = block.last - (ask_from < block.first ? block.first : ask_from);
     Pace asking(after.num_tokens * row_parts, asking_steps * turns);
     const auto ask = [&](int64 i) {
-      const auto* const part = reinterpret_cast<const uint8*>(row_of(soon[i / row_parts])) + i % row_parts * kPartBytes;
+      const uint8* const part = row_of(after, i / row_parts) + i % row_parts * kPartBytes;
 #pragma unroll
       for (int line = 0; line < kPartBytes; line += 64) prefetch(part + line);
     };
+    constexpr bool scales_tokens = Config::weight_on_input || Config::x_scaled;
+    if constexpr (scales_tokens) storing.finish(store_unit);  // needs the scales of the tokens before
     for (int tile = 0; tile < num_tiles; ++tile) {
       const uint16* tokens[amx::kTokens];
       for (int t = 0; t < amx::kTokens; ++t) {  // padding repeats the last token: its results are never read
         const int at = tile * amx::kTokens + t;
-        const int32 pair = pairs_of(block)[at < block.num_tokens ? at : block.num_tokens - 1];
-        tokens[t] = row_of(pair);
-        if constexpr (Config::weight_on_input)
-          s->affine.token_scale[at] = to_float<Config::weights_dtype>(
+        const int there = at < block.num_tokens ? at : block.num_tokens - 1;
+        tokens[t] = reinterpret_cast<const uint16*>(row_of(block, there));
+        float scale = 1.0f;
+        if constexpr (Config::x_scaled) scale = static_cast<const float*>(args.x_scale)[row_number(block, there)];
+        if constexpr (Config::weight_on_input) {
+          const int32 pair = pair_of(block, there);
+          scale *= to_float<Config::weights_dtype>(
               static_cast<const element_t<Config::weights_dtype>*>(
                   args.topk_weights)[pair / args.top_k * args.topk_weights_row_stride + pair % args.top_k]);
+        }
+        if constexpr (scales_tokens)
+          for (Affine& affine : s->affine) affine.token_scale[at] = scale;
       }
       uint32* const tile_units = panel + tile * panel_dwords;
       if constexpr (parts == 2) pack_split(tokens, hidden, 0, panel_units, tile_units);
@@ -261,12 +306,13 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
                   });
       storing.finish(store_unit);
       // Epilogue.
-      if constexpr (scales_rows) {
+      Affine& affine = s->affine[parity];
+      if constexpr (scales_rows<Config>()) {
         const auto rows = rows_of(block.group.expert, step);
         uint32 unused;  // zero points are subtracted where codes are staged
         for (int a = 0; a < 2; ++a)
           for (int n = 0; n < rows.num_rows[a]; ++n)
-            rows.blocks[a].template read<typename W::W>(n, 0, 1, s->affine.row_scale + a * amx::kRows + n, &unused);
+            rows.blocks[a].template read<typename W::W>(n, 0, 1, affine.row_scale + a * amx::kRows + n, &unused);
       }
       if constexpr (Config::has_bias) {
         const int64 i = step * step_rows;
@@ -274,27 +320,25 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
         for (int m = 0; m < H::matrices; ++m) {
           constexpr int rows = 2 * amx::kRows / H::matrices;
           const int there = left < rows ? int(left) : rows;
-          float* const bias = s->affine.bias + m * rows;
+          float* const bias = affine.bias + m * rows;
           epilogue::copy_floats<Config::bias_dtype>(
               args.w1_bias, block.group.expert * H::all_rows(inner) + H::row(m, i, inner), there, bias);
           epilogue::fill(0.0f, rows - there, bias + there);  // so that the intermediate is zero past I
         }
       }
-      if constexpr (is_affine)
-        for (int tile = 0; tile < num_tiles; ++tile)
-          epilogue::affine_rows<S>(s->affine, 0, 2 * amx::kRows, tile * amx::kTokens, amx::kTokens,
-                                   sums + tile * 2 * amx::kTileFloats);
-      ready = sums;
+      ready = reinterpret_cast<const Sum*>(sums);
+      ready_affine = &affine;
       ready_tiles = tiles;
       ready_unit = step * units_per_step;
       storing = Pace(num_tiles * units_per_step, turns);
       parity ^= 1;
-      if (H::gated && step + 1 == num_steps && num_steps % 2 != 0)  // a tile of the second GEMM reads 32 elements
-        for (int tile = 0; tile < num_tiles; ++tile)
-          for (int u = units_per_step; u < 2 * units_per_step; ++u) {
-            uint32* const unit = tiles + tile * inter_dwords + unit_at(ready_unit + u);
-            for (int part = 0; part < parts; ++part) store(unit + part * amx::kTokenTileUnits, S::units(0u));
-          }
+      if constexpr (H::gated && !Config::inter_is_fp32)
+        if (step + 1 == num_steps && num_steps % 2 != 0)  // a tile of the second GEMM reads 32 elements
+          for (int tile = 0; tile < num_tiles; ++tile)
+            for (int u = units_per_step; u < 2 * units_per_step; ++u) {
+              uint32* const unit = tiles + tile * inter_dwords + unit_at(ready_unit + u);
+              for (int part = 0; part < inter_parts; ++part) store(unit + part * amx::kTokenTileUnits, S::units(0u));
+            }
     }
     block = after;
   }

@@ -27,7 +27,7 @@ inline void probe_tiles(const CpuProbeDotArgs& args, float& sum) {
   const auto* rows = reinterpret_cast<const uint8*>(operand);
   amx::configure();
   amx::zero_sums<2>();
-  amx::multiply<2>(rows, rows, 64, operand, 0);
+  amx::multiply<amx::Dot::bf16, 2>(rows, rows, 64, operand, 0);
   for (int32 step = 0; step < args.steps; ++step) amx::multiply_again();
   amx::store_sums<2>(sums);
   amx::release();

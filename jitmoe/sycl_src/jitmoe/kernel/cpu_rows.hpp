@@ -17,12 +17,14 @@
 // | x_rows, y_rows | [M or slots][K]     | to_dtype    | row stride rows_stride; workspace
 // | x_scale, y_scale | [M or slots][blocks of input_block_k] | fp32 | dense; if is_quantized; workspace
 // | x_correction, y_correction | [M or slots][blocks of block_k] | int32 | -128 times the block's sum; if to_dtype is int8
+// |               |                      |             | and block_k is not 0
 //
 // Rows by slot have one row per pair, at its place in the intermediate (cpu/routing.hpp); otherwise one per token.
 // nd_range: (num_items), work-groups of 1 work-item, which take every num_items-th row.
 // Numerics: fp32; ties to even. FP8 values are stored as bf16 or fp32, which hold them exactly.
 #pragma once
 
+#include <jitmoe/cpu/round_input.hpp>
 #include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/entry.hpp>
@@ -64,32 +66,6 @@ using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 struct Scratch {
   FewPairs few;
 };
-
-constexpr float largest(InputQuant kind) {
-  return kind == InputQuant::int8 ? 127.0f : kind == InputQuant::e4m3 ? 448.0f : 57344.0f;
-}
-
-// x rounded to the nearest number of `kind`, ties to even, clamped to its range. NaN stays NaN (0 as int8).
-template <InputQuant kind, int lanes> inline Vec<float, lanes> round_input(Vec<float, lanes> x) {
-  using F = Vec<float, lanes>;
-  constexpr float most = largest(kind);
-  x = x > most ? F(most) : x;
-  x = x < -most ? F(-most) : x;
-  constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  if constexpr (kind == InputQuant::int8) {
-    return (x + kRoundMagic) - kRoundMagic;
-  } else {
-    // Adding 1.5 * 2^23 units of the last place rounds to that place: 2^(exponent - mantissa bits), the exponent at
-    // least that of the smallest normal number.
-    constexpr int mantissa = kind == InputQuant::e4m3 ? 3 : 2;
-    constexpr uint32 min_exponent = kind == InputQuant::e4m3 ? 127 - 6 : 127 - 14;
-    using U = Vec<uint32, lanes>;
-    U exponent = (bit_cast<U>(x) >> 23) & 0xffu;
-    exponent = exponent < min_exponent ? U(min_exponent) : exponent;
-    const F magic = bit_cast<F>(((exponent + (23 - mantissa)) << 23) | 0x400000u);
-    return (x + magic) - magic;
-  }
-}
 
 }  // namespace rows
 
@@ -170,7 +146,7 @@ template <class Config> inline void cpu_rows(const CpuRowsArgs& args) {
         for (int i = 0; i < lanes; ++i) scale = spoiled[i] == spoiled[i] ? scale : spoiled[i];  // int8 has no NaN
         scales[b] = scale;
       }
-      if constexpr (Config::to_dtype == DType::int8) {
+      if constexpr (Config::to_dtype == DType::int8 && Config::block_k != 0) {
         auto* const corrections = static_cast<int32*>(all_corrections) + row * ceil_div(size, Config::block_k);
         for (int64 first = 0; first < size; first += Config::block_k) {
           const int64 end = first + Config::block_k < size ? first + Config::block_k : size;
