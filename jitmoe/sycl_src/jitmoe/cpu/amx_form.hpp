@@ -82,12 +82,14 @@ struct Lines {
 // How bf16 weights become tiles. A format is such a struct; one that is never `in_place` only stages.
 //   stage   writes elements [k0, k0 + num_k) of W's rows as staged[2][16][kStagedK], zero where there are none
 //   lines   the cache lines of elements [k0, k0 + num_k)
+//   asks_while_staging   the next ones are asked for after each staged row, not after each multiplication
 template <class S, Layout layout> struct TileWeights;
 
 // Rows of K elements of two bytes, which tiles read where they are; staged are only the ends of rows and groups of fewer
 // than 16.
 struct TilesInPlace {
   static constexpr bool in_place = true;
+  static constexpr bool asks_while_staging = false;
 
   template <class Rows> static const uint8* row(const Rows& w, int a, int64 n) {
     return reinterpret_cast<const uint8*>(w.first[a]) + n * row_bytes(w);
@@ -117,6 +119,7 @@ template <class S> struct TileWeights<S, Layout::kn> {
   using Rows = WeightRows<uint16>;
   using Element = uint16;
   static constexpr bool in_place = false;
+  static constexpr bool asks_while_staging = false;
 
   static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged) {
     uint16 copy[2][S::lanes];
@@ -168,12 +171,12 @@ template <class W, class Beside>
       else if (next != nullptr) lines = W::lines(*next, 0, k < kPieceK ? k : kPieceK);
       else lines = {};
       const int64 staged_rows = ceil_div(steps * amx::kStep, most) * 2 * amx::kRows;
-      lines_per_step = int(ceil_div(lines.count(), parts == 1 ? steps * passes : staged_rows));
+      lines_per_step = int(ceil_div(lines.count(), W::asks_while_staging ? staged_rows : steps * passes));
     }
     const int64 num_k = piece_end - k0 < most ? piece_end - k0 : most;
     const int64 direct_k = in_place ? num_k / amx::kStep * amx::kStep : 0;
     const int64 staged_k = align_up(num_k - direct_k, amx::kStep);
-    if constexpr (parts == 2) W::stage(w, k0, staged_k, k, staged, [&] { lines.fetch(lines_per_step); });
+    if constexpr (W::asks_while_staging) W::stage(w, k0, staged_k, k, staged, [&] { lines.fetch(lines_per_step); });
     else if (staged_k != 0) W::stage(w, k0 + direct_k, staged_k, k, staged);
     const auto pass = [&](auto tiles, int t) {
       constexpr int num_x = decltype(tiles)::value;
@@ -192,7 +195,7 @@ template <class W, class Beside>
               amx::multiply<dot_of<W>, num_x>(a0, a1, stride_bytes, b + amx::kTokenTileUnits, tile_units);
               amx::multiply<dot_of<W>, num_x>(a0 + kSplitBytes, a1 + kSplitBytes, stride_bytes, b, tile_units);
             }
-            if constexpr (parts == 1) lines.fetch(lines_per_step);
+            if constexpr (!W::asks_while_staging) lines.fetch(lines_per_step);
             beside();
             a0 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;
             a1 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;

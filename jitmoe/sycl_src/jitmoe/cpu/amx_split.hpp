@@ -11,6 +11,7 @@
 #pragma once
 
 #include <jitmoe/cpu/amx_form.hpp>
+#include <jitmoe/cpu/codes.hpp>
 
 namespace jitmoe::cpu {
 
@@ -26,22 +27,11 @@ struct SplitFloats {
   }
 };
 
-// 32 bf16: those of a, then those of b (the upper halves of their dwords; exact).
-inline Vec<uint32, 16> join_halves(Vec<uint32, 16> a, Vec<uint32, 16> b) {
-  Vec<uint32, 16> result = a;
-#ifdef __SYCL_DEVICE_ONLY__
-  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(result) : "v"(a), "v"(b));
-#else
-  (void)b;
-#endif
-  return result;
-}
-
 // 32 elements as bf16.
 inline void split_elements(const uint16* from, Vec<uint32, 16>& high, Vec<uint32, 16>& low) {
   const SplitFloats a(load_floats<DType::fp16, 16>(from)), b(load_floats<DType::fp16, 16>(from + 16));
-  high = join_halves(a.high, b.high);
-  low = join_halves(a.low, b.low);
+  high = join_floats(bit_cast<Vec<float, 16>>(a.high), bit_cast<Vec<float, 16>>(b.high));
+  low = join_floats(bit_cast<Vec<float, 16>>(a.low), bit_cast<Vec<float, 16>>(b.low));
 }
 
 // Where unit u of the pairs of K of a token tile's tokens begins, in dwords; low units lie kTokenTileUnits further.
@@ -79,6 +69,7 @@ template <> struct TileWeights<SplitSimd, Layout::nk> {
   using Rows = WeightRows<uint16>;
   using Element = uint16;
   static constexpr bool in_place = false;
+  static constexpr bool asks_while_staging = true;
 
   // row_done() is called after each of the 32 rows.
   template <class RowDone>

@@ -73,6 +73,35 @@ inline Vec<uint32, 16> look_up_some(Vec<uint32, 16> value, Vec<uint32, 16> key, 
   return result;
 }
 
+// 32 bf16, rounded to nearest even: those of a, then those of b.
+inline Vec<uint32, 16> join_floats(Vec<float, 16> a, Vec<float, 16> b) {
+  Vec<uint32, 16> result = bit_cast<Vec<uint32, 16>>(a);
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(result) : "v"(a), "v"(b));
+#else
+  (void)b;
+#endif
+  return result;
+}
+
+// 32 4-bit codes as words whose four low bits they are. The fifth may be anything.
+inline Vec<uint32, 16> four_bit_indices(const uint8* at) {
+  const auto bytes = __builtin_convertvector(load<Vec<uint8, 16>>(at), Vec<uint32, 16>);
+  return bytes | (bytes << 12);
+}
+
+// The values of the 16 codes; those from which a zero point will be subtracted are 0..15.
+template <Encoding encoding, bool has_zero_point> inline Vec<float, 16> four_bit_values() {
+  if constexpr (encoding == Encoding::e2m1)
+    return {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+  else if constexpr (encoding == Encoding::int4)
+    return {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+  else if constexpr (has_zero_point)
+    return {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  else
+    return {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+}
+
 // 32 bytes as sign-extended words.
 inline Vec<uint32, 16> sign_extended(const uint8* at) {
   const auto bytes = load<Vec<uint32, 8>>(at);
@@ -180,15 +209,13 @@ template <class S_, Encoding encoding, bool has_zero_point> struct Codes {
 
   static units pairs(const uint8* at, uint32 zero) {
     if constexpr (encoding == Encoding::int8) {
-      const auto both = __builtin_convertvector(cpu::load<Vec<uint16, 16>>(at), Vec<int32, 16>);
-      const auto even = bit_cast<units>(__builtin_convertvector((both << 24) >> 24, floats));
-      const auto odd = bit_cast<units>(__builtin_convertvector((both << 16) >> 24, floats));
-      return odd | (even >> 16);
+      const auto low = __builtin_convertvector(cpu::load<Vec<int8, 16>>(at), floats);
+      const auto high = __builtin_convertvector(cpu::load<Vec<int8, 16>>(at + 16), floats);
+      return join_floats(low, high);
     } else if constexpr (bits == 8) {
       return fp8_pairs<encoding>(sign_extended(at));
     } else {
-      const auto bytes = __builtin_convertvector(cpu::load<Vec<uint8, 16>>(at), units);
-      const units codes = bytes | (bytes << 12);
+      const units codes = four_bit_indices(at);
       if constexpr (has_zero_point) return look_up((codes & 0x000f000fu) + zero, five_bit_integers());
       else return look_up(codes, table());
     }
