@@ -98,6 +98,48 @@ def test_other_dtypes(pair, dtype):
         check(tensors(tokens, PAIRS[pair], dtype))
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        form(Encoding.INT8, 1, 64),
+        form(Encoding.E4M3, 128, 128),
+        form(Encoding.E4M3, 1, 32, DType.E8M0),
+        form(Encoding.E5M2, 1, 64, DType.BF16),
+        form(Encoding.E5M2, 1, 32, DType.E8M0),
+        form(Encoding.INT4, 1, 32, DType.FP16),
+        form(Encoding.INT4, 1, 64, DType.E8M0),
+        form(Encoding.UINT4, 1, 128),
+        form(Encoding.UINT4, 1, 64, DType.E8M0),
+        form(Encoding.UINT4, 1, 32, DType.FP16, has_zero_point=True),
+        form(Encoding.E2M1, 1, 32, DType.E8M0),
+        form(Encoding.E2M1, 1, 96),
+    ],
+    ids=str,
+)
+def test_tiles_multiply_the_nearest_bf16_of_code_times_scale(weights):
+    """So every code and scale, odd ones too, give the bits that those bf16 give."""
+    if CpuIsa.AMX_BF16 not in instruction_sets.available():
+        pytest.skip("this CPU has no amx_bf16")
+    x, w1, w2, topk_weights, ids = tensors(MANY, (weights, weights))
+    x *= 1e-3  # the largest numbers of E5M2 are far from what weights are
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(0, 256, w1.data.shape, generator=generator, dtype=torch.uint8)
+    if weights.encoding in (Encoding.E4M3, Encoding.E5M2):  # infinities and NaN: another test's
+        codes[(codes & 0x7F) >= (0x7F if weights.encoding is Encoding.E4M3 else 0x7C)] = 1
+    scale = w1.scale
+    if weights.scale_dtype is not DType.E8M0:
+        scale = scale.clone()
+        scale[:, 0] *= -1
+        scale[:, -1] = 0
+    if weights.scale_dtype is DType.FP32:  # exponents beyond what can be added to
+        scale[0] *= 2.0**-80
+    w1 = dataclasses.replace(w1, data=codes.view(w1.data.dtype), scale=scale)
+    rounded = [reference.dequantize(w).to(torch.bfloat16) for w in (w1, w2)]
+    expected = jitmoe.fused_moe(x, *rounded, topk_weights, ids)
+    assert expected.isfinite().all() and expected.any()
+    assert torch.equal(jitmoe.fused_moe(x, w1, w2, topk_weights, ids), expected)
+
+
 QUANTIZED_INPUTS = {
     "int8": ("int8", form(Encoding.INT8, 1, WHOLE)),
     "e4m3 in blocks": ("e4m3", form(Encoding.E4M3, 128, 128)),

@@ -11,6 +11,7 @@
 
 #include <jitmoe/cpu/amx_form.hpp>
 #include <jitmoe/cpu/amx_split.hpp>
+#include <jitmoe/cpu/scaled_codes.hpp>
 #include <jitmoe/cpu/scales.hpp>
 
 namespace jitmoe::cpu {
@@ -31,79 +32,94 @@ template <class Config> struct TileCodes {
   using Element = uint8;
   static constexpr bool in_place = false;
   static constexpr bool asks_while_staging = true;
-  static constexpr bool scales = B::block_k != 0;
-  static constexpr int kTogether = 4;  // vectors in one turn of a loop: those of a block of 128
+  static constexpr bool scales = B::block_k != 0;  // else the epilogue does
+  static constexpr int kTogether = 4;              // vectors in one turn of a loop: those of a block of 128
+  static constexpr int64 kBlockVectors = scales ? B::block_k / amx::kStep : int64(1) << 30;
+  using C = Converters<Config::encoding, Config::has_zero_point, Config::scale_dtype>;
+  using Whole = typename Conditional<W::bits == 4, typename C::Any, Unscaled<W>>::type;
   static_assert(B::block_k % amx::kStep == 0, "a tile row belongs to one block");
 
-  // 32 elements of a row that share a scale and a zero point, as bf16 of value * scale. 4-bit codes are looked up in a
-  // table of the products.
-  class Converter {
-   public:
-    Converter(float scale, float zero) : scale_(scale) {
-      if constexpr (W::bits == 4) {
-        const auto products = (four_bit_values<Config::encoding, Config::has_zero_point>() - zero) * scale;
-        table_ = join_floats(products, products);
+  // Part of a row of codes: whole vectors of it, then perhaps one that K ends in.
+  struct Part {
+    const uint8* codes;
+    int64 bytes_left;
+    int64 vectors;      // to write
+    int64 whole;        // of them
+    int64 first_block;  // its block begins before or where the part does
+    int64 first_vector; // of K
+
+    // v: from there on, all of block `block` of the part that is in it.
+    template <class Convert> int64 convert(int64 v, int block, const Convert& convert, uint16* to) const {
+      const int64 block_end = (first_block + block + 1) * kBlockVectors - first_vector;
+      const int64 end = block_end < whole ? block_end : whole;
+#pragma clang loop unroll(disable)
+      for (; v + kTogether <= end; v += kTogether)
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) store(to + (v + i) * amx::kStep, convert(codes + (v + i) * W::step_bytes));
+#pragma clang loop unroll(disable)
+      for (; v < end; ++v) store(to + v * amx::kStep, convert(codes + v * W::step_bytes));
+      if (v == whole && v < vectors && v < block_end) {
+        uint8 tail[W::step_bytes];
+        copy_tail(codes + v * W::step_bytes, bytes_left - v * W::step_bytes, tail, W::step_bytes);
+        store(to + v * amx::kStep, convert(tail));
+        ++v;
       }
-      (void)zero;
+      return v;
     }
-
-    S::units operator()(const uint8* from) const {
-      if constexpr (W::bits == 4) return look_up(four_bit_indices(from), table_);
-      const auto pairs = W::load(from, 0);
-      if constexpr (!scales) return pairs;
-      const auto even = bit_cast<S::floats>(pairs << 16) * scale_;
-      const auto odd = bit_cast<S::floats>(pairs & 0xffff0000u) * scale_;
-      return ((bit_cast<S::units>(even) + 0x8000u) >> 16) | ((bit_cast<S::units>(odd) + 0x8000u) & 0xffff0000u);
-    }
-
-   private:
-    float scale_;
-    S::units table_;
   };
+
+  // scales and zeros: of each block.
+  template <class Convert>
+  [[gnu::noinline]] static void convert_row(const Part& part, const float* scales, const float* zeros, uint16* to) {
+    int64 v = 0;
+    int block = 0;
+    if constexpr (kBlockVectors < kTogether && kTogether % kBlockVectors == 0)  // parts begin with a block
+#pragma clang loop unroll(disable)
+      for (; v + kBlockVectors <= part.whole; v += kBlockVectors, ++block) {
+        const Convert convert(scales[block], zeros[block]);
+#pragma unroll
+        for (int i = 0; i < kBlockVectors; ++i)
+          store(to + (v + i) * amx::kStep, convert(part.codes + (v + i) * W::step_bytes));
+      }
+#pragma clang loop unroll(disable)
+    for (; v < part.vectors; ++block) v = part.convert(v, block, Convert(scales[block], zeros[block]), to);
+  }
 
   // row_done() is called after each of the 32 rows.
   template <class RowDone>
   static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged, const RowDone& row_done) {
     using Floats = Codes<Simd<CpuIsa::avx512, DType::bf16>, Config::encoding, Config::has_zero_point>;
+    constexpr int kMaxBlocks = 16;
+    static_assert(kMaxBlocks == kStagedK / amx::kStep, "blocks of one part, and lanes of a vector");
+    Part part;
     const int64 first_byte = k0 * W::bits / 8;
-    const int64 bytes_left = ceil_div(k * W::bits, 8) - first_byte;
-    const int64 vectors = num_k / amx::kStep;
-    const int64 whole = bytes_left / W::step_bytes < vectors ? bytes_left / W::step_bytes : vectors;
-    constexpr int64 in_block = scales ? B::block_k / amx::kStep : int64(1) << 30;  // vectors
-    const int64 first_block = k0 / amx::kStep / in_block;
-    const int num_blocks = int((k0 / amx::kStep + vectors - 1) / in_block - first_block) + 1;
+    part.bytes_left = ceil_div(k * W::bits, 8) - first_byte;
+    part.vectors = num_k / amx::kStep;
+    part.whole = part.bytes_left / W::step_bytes < part.vectors ? part.bytes_left / W::step_bytes : part.vectors;
+    part.first_vector = k0 / amx::kStep;
+    part.first_block = part.first_vector / kBlockVectors;
+    const int num_blocks = int((part.first_vector + part.vectors - 1) / kBlockVectors - part.first_block) + 1;
 #pragma clang loop unroll(disable)
     for (int row = 0; row < 2 * amx::kRows; ++row) {
       const int a = row / amx::kRows, n = row % amx::kRows;
       uint16* const to = staged + row * kStagedK;
       if (n >= w.num_rows[a]) {
-        for (int64 v = 0; v < vectors; ++v) store(to + v * amx::kStep, S::units(0u));
-        row_done();
-        continue;
-      }
-      const uint8* const codes = w.first[a] + n * w.stride + first_byte;
-      float block_scales[kStagedK / amx::kStep] = {1.0f};
-      uint32 zeros[kStagedK / amx::kStep] = {};
-      if constexpr (scales || B::has_zero_point)
-        w.blocks[a].template read<Floats>(n, first_block, num_blocks, block_scales, zeros);
-      int64 v = 0;
-#pragma clang loop unroll(disable)
-      for (int block = 0; block < num_blocks; ++block) {
-        const Converter convert(scales ? block_scales[block] : 1.0f, bit_cast<float>(zeros[block]));
-        const int64 block_end = (first_block + block + 1) * in_block - k0 / amx::kStep;
-        const int64 end = block_end < whole ? block_end : whole;
-        if constexpr (in_block >= kTogether)
-#pragma clang loop unroll(disable)
-          for (; v + kTogether <= end; v += kTogether)
-#pragma unroll
-            for (int i = 0; i < kTogether; ++i) store(to + (v + i) * amx::kStep, convert(codes + (v + i) * W::step_bytes));
-#pragma clang loop unroll(disable)
-        for (; v < end; ++v) store(to + v * amx::kStep, convert(codes + v * W::step_bytes));
-        if (v == whole && v < vectors && v < block_end) {  // K ends here
-          uint8 tail[W::step_bytes];
-          copy_tail(codes + v * W::step_bytes, bytes_left - v * W::step_bytes, tail, W::step_bytes);
-          store(to + v * amx::kStep, convert(tail));
-          ++v;
+        for (int64 v = 0; v < part.vectors; ++v) store(to + v * amx::kStep, S::units(0u));
+      } else {
+        part.codes = w.first[a] + n * w.stride + first_byte;
+        S::floats block_scales = S::floats(1.0f);
+        uint32 zeros[kMaxBlocks] = {};
+        auto* const scales_at = reinterpret_cast<float*>(&block_scales);
+        const auto* const zeros_at = reinterpret_cast<const float*>(zeros);
+        if constexpr (scales || B::has_zero_point)
+          w.blocks[a].template read<Floats>(n, part.first_block, num_blocks, scales_at, zeros);
+        if constexpr (!scales) {
+          convert_row<Whole>(part, scales_at, zeros_at, to);
+        } else if (are_ordinary(block_scales)) {
+          if constexpr (C::adds_powers) block_scales = bit_cast<S::floats>(exponent_words<16>(block_scales));
+          convert_row<typename C::Ordinary>(part, scales_at, zeros_at, to);
+        } else {
+          convert_row<typename C::Any>(part, scales_at, zeros_at, to);
         }
       }
       row_done();

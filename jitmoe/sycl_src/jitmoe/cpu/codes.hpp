@@ -114,7 +114,15 @@ inline Vec<uint32, 16> sign_extended(const uint8* at) {
   return words;
 }
 
+// 16 int8 as floats.
+inline Vec<float, 16> int8_floats(const uint8* at) {
+  return __builtin_convertvector(load<Vec<int8, 16>>(at), Vec<float, 16>);
+}
+
 // FP8 by its shape. The tables are for look_up_some.
+//
+// For scaled codes (scaled_codes.hpp): all mantissas with the smallest exponent but one, times 2 to the bias of that
+// exponent, beside all subnormals, in 16 floats; and what is made of their 16 words.
 template <Encoding> struct Fp8;
 template <> struct Fp8<Encoding::e4m3> {
   static constexpr int shift = 4;                       // from its mantissa to that of bf16
@@ -124,6 +132,23 @@ template <> struct Fp8<Encoding::e4m3> {
   static Vec<uint32, 16> table() {                      // m / 512 for m = 0..7; 31: NaN
     return {0x3b000000, 0x3bc03b80, 0x3c203c00, 0x3c603c40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x7fc00000};
   }
+  static Vec<uint32, 16> table_is_subnormal() {
+    return {0xffff0000, ~0u, ~0u, ~0u, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  }
+  static Vec<float, 16> mantissas_and_subnormals() {
+    constexpr float m = 1.0f / 1024, s = subnormal;
+    return {8 * m, 9 * m, 10 * m, 11 * m, 12 * m, 13 * m, 14 * m, 15 * m, 0, s, 2 * s, 3 * s, 4 * s, 5 * s, 6 * s, 7 * s};
+  }
+  static Vec<uint32, 16> repeat_mantissas(Vec<uint32, 16> v) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+  }
+  static Vec<uint32, 16> repeat_subnormals(Vec<uint32, 16> v) {
+    return __builtin_shufflevector(v, v, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7);
+  }
+  static Vec<uint32, 16> minus_mantissas() {  // -(m << shift)
+    return repeat_mantissas({0xfff00000, 0xffd0ffe0, 0xffb0ffc0, 0xff90ffa0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  }
+  static Vec<uint32, 16> not_finite() { return {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x7fc00000}; }
 };
 template <> struct Fp8<Encoding::e5m2> {
   static constexpr int shift = 5;
@@ -132,6 +157,23 @@ template <> struct Fp8<Encoding::e5m2> {
   static constexpr float subnormal = 1.0f / 65536;
   static Vec<uint32, 16> table() {  // m / 65536 for m = 0..3; 28: infinity; 29..31: NaN
     return {0x37800000, 0x38403800, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x7fc07f80, 0x7fc07fc0};
+  }
+  static Vec<uint32, 16> table_is_subnormal() { return {0xffff0000, ~0u, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}; }
+  static Vec<float, 16> mantissas_and_subnormals() {
+    constexpr float m = 1.0f / 131072, s = subnormal;
+    return {4 * m, 5 * m, 6 * m, 7 * m, 0, s, 2 * s, 3 * s, 0, 0, 0, 0, 0, 0, 0, 0};
+  }
+  static Vec<uint32, 16> repeat_mantissas(Vec<uint32, 16> v) {
+    return __builtin_shufflevector(v, v, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1);
+  }
+  static Vec<uint32, 16> repeat_subnormals(Vec<uint32, 16> v) {
+    return __builtin_shufflevector(v, v, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3);
+  }
+  static Vec<uint32, 16> minus_mantissas() {
+    return repeat_mantissas({0xffe00000, 0xffa0ffc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  }
+  static Vec<uint32, 16> not_finite() {
+    return {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x7fc07f80, 0x7fc07fc0};
   }
 };
 
@@ -150,14 +192,26 @@ template <Encoding encoding, int lanes> inline Vec<float, lanes> fp8_floats(Vec<
   return bit_cast<F>(bit_cast<Vec<uint32, lanes>>(value) | ((code & 0x80u) << 24));
 }
 
+// Exponent and mantissa of words that hold sign-extended FP8 codes, where bf16 has them.
+template <Encoding encoding> inline Vec<uint32, 16> fp8_magnitude(Vec<uint32, 16> codes) {
+  using Form = Fp8<encoding>;
+  return (codes << Form::shift) & ((0x7fu << Form::shift) * 0x10001u);
+}
+
+// `value`, with what is no ordinary number looked up in `table` instead.
+template <Encoding encoding>
+inline Vec<uint32, 16> fp8_special(Vec<uint32, 16> value, Vec<uint32, 16> magnitude, Vec<uint32, 16> codes,
+                                   Vec<uint32, 16> table) {
+  using U = Vec<uint32, 16>;
+  const U key = add_words(magnitude, U(0xff80ff80u));  // subnormals wrap around
+  return look_up_some(value, key, U((Fp8<encoding>::first_special - 0x80u) * 0x10001u), codes, table);
+}
+
 // Words that hold sign-extended FP8 codes, as bf16.
 template <Encoding encoding> inline Vec<uint32, 16> fp8_pairs(Vec<uint32, 16> codes) {
   using Form = Fp8<encoding>;
-  using U = Vec<uint32, 16>;
-  const U magnitude = (codes << Form::shift) & ((0x7fu << Form::shift) * 0x10001u);
-  const U key = add_words(magnitude, U(0xff80ff80u));  // subnormals wrap around
-  const U limit = U((Form::first_special - 0x80u) * 0x10001u);
-  const U value = look_up_some(magnitude + Form::bias * 0x10001u, key, limit, codes, Form::table());
+  const Vec<uint32, 16> magnitude = fp8_magnitude<encoding>(codes);
+  const auto value = fp8_special<encoding>(magnitude + Form::bias * 0x10001u, magnitude, codes, Form::table());
   return value | (codes & 0x80008000u);
 }
 
@@ -180,6 +234,28 @@ template <class S_, Encoding encoding, bool has_zero_point> struct Codes {
     if constexpr (S::quads) return cpu::load<units>(at) ^ 0x80808080u;
     else if constexpr (S::pairs) return pairs(at, zero);
     else return bit_cast<units>(values(at, zero));
+  }
+
+  // Pairs of the 16 values, twice, and where they are not zero.
+  static units table() {
+    if constexpr (encoding == Encoding::int4)  // 0..7, -8..-1
+      return {0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0, 0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000,
+              0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0, 0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000};
+    else if constexpr (encoding == Encoding::uint4)  // -8..7
+      return {0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000, 0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0,
+              0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000, 0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0};
+    else  // 0 0.5 1 1.5 2 3 4 6 and their negatives
+      return {0x3f000000, 0x3fc03f80, 0x40404000, 0x40c04080, 0xbf008000, 0xbfc0bf80, 0xc040c000, 0xc0c0c080,
+              0x3f000000, 0x3fc03f80, 0x40404000, 0x40c04080, 0xbf008000, 0xbfc0bf80, 0xc040c000, 0xc0c0c080};
+  }
+  static units table_not_zero() {
+    constexpr uint32 half = 0xffff0000u;
+    if constexpr (encoding == Encoding::int4)
+      return {half, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, half, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+    else if constexpr (encoding == Encoding::uint4)
+      return {~0u, ~0u, ~0u, ~0u, half, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, half, ~0u, ~0u, ~0u};
+    else
+      return {half, ~0u, ~0u, ~0u, half, ~0u, ~0u, ~0u, half, ~0u, ~0u, ~0u, half, ~0u, ~0u, ~0u};
   }
 
  private:
@@ -209,9 +285,7 @@ template <class S_, Encoding encoding, bool has_zero_point> struct Codes {
 
   static units pairs(const uint8* at, uint32 zero) {
     if constexpr (encoding == Encoding::int8) {
-      const auto low = __builtin_convertvector(cpu::load<Vec<int8, 16>>(at), floats);
-      const auto high = __builtin_convertvector(cpu::load<Vec<int8, 16>>(at + 16), floats);
-      return join_floats(low, high);
+      return join_floats(int8_floats(at), int8_floats(at + 16));
     } else if constexpr (bits == 8) {
       return fp8_pairs<encoding>(sign_extended(at));
     } else {
@@ -221,17 +295,6 @@ template <class S_, Encoding encoding, bool has_zero_point> struct Codes {
     }
   }
 
-  static units table() {
-    if constexpr (encoding == Encoding::int4)  // 0..7, -8..-1
-      return {0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0, 0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000,
-              0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0, 0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000};
-    else if constexpr (encoding == Encoding::uint4)  // -8..7
-      return {0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000, 0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0,
-              0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000, 0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0};
-    else  // 0 0.5 1 1.5 2 3 4 6 and their negatives
-      return {0x3f000000, 0x3fc03f80, 0x40404000, 0x40c04080, 0xbf008000, 0xbfc0bf80, 0xc040c000, 0xc0c0c080,
-              0x3f000000, 0x3fc03f80, 0x40404000, 0x40c04080, 0xbf008000, 0xbfc0bf80, 0xc040c000, 0xc0c0c080};
-  }
   static units five_bit_integers() {  // 0..15, -16..-1
     return {0x3f800000, 0x40404000, 0x40a04080, 0x40e040c0, 0x41104100, 0x41304120, 0x41504140, 0x41704160,
             0xc170c180, 0xc150c160, 0xc130c140, 0xc110c120, 0xc0e0c100, 0xc0a0c0c0, 0xc040c080, 0xbf80c000};
