@@ -34,22 +34,22 @@ template <class Config> struct TileCodes {
   static constexpr bool asks_while_staging = true;
   static constexpr bool scales = B::block_k != 0;  // else the epilogue does
   static constexpr int kTogether = 4;              // vectors in one turn of a loop: those of a block of 128
-  static constexpr int64 kBlockVectors = scales ? B::block_k / amx::kStep : int64(1) << 30;
+  static constexpr int kBlockVectors = scales ? B::block_k / amx::kStep : 1 << 30;
   using C = Converters<Config::encoding, Config::has_zero_point, Config::scale_dtype>;
   using Whole = typename Conditional<W::bits == 4, typename C::Any, Unscaled<W>>::type;
   static_assert(B::block_k % amx::kStep == 0, "a tile row belongs to one block");
 
   // Part of a row of codes: whole vectors of it, then perhaps one that K ends in.
   struct Part {
-    const uint8* codes;
-    int64 bytes_left;
+    int64 bytes_left;   // of a row
     int64 vectors;      // to write
     int64 whole;        // of them
     int64 first_block;  // its block begins before or where the part does
     int64 first_vector; // of K
 
-    // v: from there on, all of block `block` of the part that is in it.
-    template <class Convert> int64 convert(int64 v, int block, const Convert& convert, uint16* to) const {
+    // Converts `codes`, a row of the part, from vector v to the end of block `block`, and returns where that is.
+    template <class Convert>
+    int64 convert_block(const uint8* codes, int64 v, int block, const Convert& convert, uint16* to) const {
       const int64 block_end = (first_block + block + 1) * kBlockVectors - first_vector;
       const int64 end = block_end < whole ? block_end : whole;
 #pragma clang loop unroll(disable)
@@ -68,26 +68,45 @@ template <class Config> struct TileCodes {
     }
   };
 
-  // scales and zeros: of each block.
+  // One row, with a scale and a zero point for each of its blocks.
   template <class Convert>
-  [[gnu::noinline]] static void convert_row(const Part& part, const float* scales, const float* zeros, uint16* to) {
+  [[gnu::noinline]] static void convert_row(const Part& part, const uint8* codes, const float* scales, const float* zeros,
+                                            uint16* to) {
     int64 v = 0;
     int block = 0;
     if constexpr (kBlockVectors < kTogether && kTogether % kBlockVectors == 0)  // parts begin with a block
 #pragma clang loop unroll(disable)
-      for (; v + kBlockVectors <= part.whole; v += kBlockVectors, ++block) {
-        const Convert convert(scales[block], zeros[block]);
+      for (; v + kTogether <= part.whole; v += kTogether)
 #pragma unroll
-        for (int i = 0; i < kBlockVectors; ++i)
-          store(to + (v + i) * amx::kStep, convert(part.codes + (v + i) * W::step_bytes));
-      }
+        for (int i = 0; i < kTogether; i += kBlockVectors, ++block) {
+          const Convert convert(scales[block], zeros[block]);
+#pragma unroll
+          for (int j = i; j < i + kBlockVectors; ++j)
+            store(to + (v + j) * amx::kStep, convert(codes + (v + j) * W::step_bytes));
+        }
 #pragma clang loop unroll(disable)
-    for (; v < part.vectors; ++block) v = part.convert(v, block, Convert(scales[block], zeros[block]), to);
+    for (; v < part.vectors; ++block) v = part.convert_block(codes, v, block, Convert(scales[block], zeros[block]), to);
   }
 
-  // row_done() is called after each of the 32 rows.
-  template <class RowDone>
-  static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged, const RowDone& row_done) {
+  // Rows that share scales: what is made of a scale serves all of them. rows_done as in stage.
+  template <class Convert, class RowsDone>
+  [[gnu::noinline]] static void convert_rows(const Part& part, const uint8* codes, int64 stride, const float* scales,
+                                             const float* zeros, int num_blocks, uint16* to, const RowsDone& rows_done) {
+    int64 v = 0;
+    for (int block = 0; block < num_blocks; ++block) {
+      const Convert convert(scales[block], zeros[block]);
+      int64 end = v;
+#pragma clang loop unroll(disable)
+      for (int n = 0; n < amx::kRows; ++n)
+        end = part.convert_block(codes + n * stride, v, block, convert, to + n * kStagedK);
+      v = end;
+      rows_done(amx::kRows * (block + 1) / num_blocks - amx::kRows * block / num_blocks);
+    }
+  }
+
+  // rows_done(n) is called after n rows' work, for all of the 32 rows.
+  template <class RowsDone>
+  static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged, const RowsDone& rows_done) {
     using Floats = Codes<Simd<CpuIsa::avx512, DType::bf16>, Config::encoding, Config::has_zero_point>;
     constexpr int kMaxBlocks = 16;
     static_assert(kMaxBlocks == kStagedK / amx::kStep, "blocks of one part, and lanes of a vector");
@@ -100,29 +119,38 @@ template <class Config> struct TileCodes {
     part.first_block = part.first_vector / kBlockVectors;
     const int num_blocks = int((part.first_vector + part.vectors - 1) / kBlockVectors - part.first_block) + 1;
 #pragma clang loop unroll(disable)
-    for (int row = 0; row < 2 * amx::kRows; ++row) {
+    for (int row = 0; row < 2 * amx::kRows;) {
       const int a = row / amx::kRows, n = row % amx::kRows;
       uint16* const to = staged + row * kStagedK;
       if (n >= w.num_rows[a]) {
         for (int64 v = 0; v < part.vectors; ++v) store(to + v * amx::kStep, S::units(0u));
-      } else {
-        part.codes = w.first[a] + n * w.stride + first_byte;
-        S::floats block_scales = S::floats(1.0f);
-        uint32 zeros[kMaxBlocks] = {};
-        auto* const scales_at = reinterpret_cast<float*>(&block_scales);
-        const auto* const zeros_at = reinterpret_cast<const float*>(zeros);
-        if constexpr (scales || B::has_zero_point)
-          w.blocks[a].template read<Floats>(n, part.first_block, num_blocks, scales_at, zeros);
-        if constexpr (!scales) {
-          convert_row<Whole>(part, scales_at, zeros_at, to);
-        } else if (are_ordinary(block_scales)) {
-          if constexpr (C::adds_powers) block_scales = bit_cast<S::floats>(exponent_words<16>(block_scales));
-          convert_row<typename C::Ordinary>(part, scales_at, zeros_at, to);
-        } else {
-          convert_row<typename C::Any>(part, scales_at, zeros_at, to);
-        }
+        rows_done(1);
+        ++row;
+        continue;
       }
-      row_done();
+      const uint8* const codes = w.first[a] + n * w.stride + first_byte;
+      S::floats block_scales = S::floats(1.0f);
+      uint32 zeros[kMaxBlocks] = {};
+      auto* const scales_at = reinterpret_cast<float*>(&block_scales);
+      const auto* const zeros_at = reinterpret_cast<const float*>(zeros);
+      if constexpr (scales || B::has_zero_point)
+        w.blocks[a].template read<Floats>(n, part.first_block, num_blocks, scales_at, zeros);
+      if constexpr (!scales) {
+        convert_row<Whole>(part, codes, scales_at, zeros_at, to);
+      } else if (are_ordinary(block_scales)) {
+        using Convert = typename C::Ordinary;
+        if constexpr (C::adds_powers) block_scales = bit_cast<S::floats>(exponent_words<16>(block_scales));
+        if (n == 0 && w.num_rows[a] == amx::kRows && w.blocks[a].is_shared_by(amx::kRows)) {
+          convert_rows<Convert>(part, codes, w.stride, scales_at, zeros_at, num_blocks, to, rows_done);
+          row += amx::kRows;
+          continue;
+        }
+        convert_row<Convert>(part, codes, scales_at, zeros_at, to);
+      } else {
+        convert_row<typename C::Any>(part, codes, scales_at, zeros_at, to);
+      }
+      rows_done(1);
+      ++row;
     }
   }
 

@@ -176,7 +176,7 @@ template <class W, class Beside>
     const int64 num_k = piece_end - k0 < most ? piece_end - k0 : most;
     const int64 direct_k = in_place ? num_k / amx::kStep * amx::kStep : 0;
     const int64 staged_k = align_up(num_k - direct_k, amx::kStep);
-    if constexpr (W::asks_while_staging) W::stage(w, k0, staged_k, k, staged, [&] { lines.fetch(lines_per_step); });
+    if constexpr (W::asks_while_staging) W::stage(w, k0, staged_k, k, staged, [&](int rows) { lines.fetch(rows * lines_per_step); });
     else if (staged_k != 0) W::stage(w, k0 + direct_k, staged_k, k, staged);
     const auto pass = [&](auto tiles, int t) {
       constexpr int num_x = decltype(tiles)::value;

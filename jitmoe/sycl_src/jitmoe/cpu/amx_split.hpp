@@ -71,9 +71,9 @@ template <> struct TileWeights<SplitSimd, Layout::nk> {
   static constexpr bool in_place = false;
   static constexpr bool asks_while_staging = true;
 
-  // row_done() is called after each of the 32 rows.
-  template <class RowDone>
-  static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged, const RowDone& row_done) {
+  // rows_done(1) is called after each of the 32 rows.
+  template <class RowsDone>
+  static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged, const RowsDone& rows_done) {
     constexpr int tile = amx::kRows * amx::kStep;
     for (int a = 0; a < 2; ++a)
       for (int n = 0; n < amx::kRows; ++n) {
@@ -94,7 +94,7 @@ template <> struct TileWeights<SplitSimd, Layout::nk> {
           store(to + 2 * tile, low);
           to += 4 * tile;
         }
-        row_done();
+        rows_done(1);
       }
   }
   static Lines lines(const Rows& w, int64 k0, int64 num_k) {

@@ -84,7 +84,7 @@ template <class Config> struct Blocks {
 
   // Scales of row n (from weights.row on) in blocks b .. b + count - 1, and what W::load takes for each.
   template <class W> void read(int64 n, int64 b, int count, float* scale, uint32* zero) const {
-    const int64 block = (weights.row + n) / weights.block_n;
+    const int64 block = block_of_row(n);
     const auto* scales = static_cast<const element_t<Config::scale_dtype>*>(weights.scale) + block * weights.n_stride;
     prefetch(scales + k_index(b) * weights.k_stride + kScaleRowsAhead * weights.n_stride);
     int i = 0;
@@ -108,6 +108,9 @@ template <class Config> struct Blocks {
     }
   }
 
+  // Whether the first `rows` rows have the same scales.
+  bool is_shared_by(int64 rows) const { return weights.block_n >= rows && block_of_row(0) == block_of_row(rows - 1); }
+
   // The block of input scales that b belongs to.
   static int64 input_index(int64 b) {
     if constexpr (Config::input_block_k == 0) return 0;
@@ -116,6 +119,11 @@ template <class Config> struct Blocks {
 
  private:
   static constexpr bool one_to_one = Config::scale_block_k == block_k;
+
+  int64 block_of_row(int64 n) const {
+    if (weights.block_n == 1) return weights.row + n;  // a division takes longer than all else here
+    return (weights.row + n) / weights.block_n;
+  }
 
   static int64 k_index(int64 b) {
     if constexpr (Config::scale_block_k == 0) return 0;
