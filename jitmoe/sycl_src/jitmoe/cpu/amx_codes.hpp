@@ -136,6 +136,7 @@ template <class Config> struct TileCodes {
       if constexpr (scales || B::has_zero_point)
         w.blocks[a].template read<Floats>(n, part.first_block, num_blocks, scales_at, zeros);
       if constexpr (!scales) {
+        block_scales = S::floats(1.0f);
         convert_row<Whole>(part, codes, scales_at, zeros_at, to);
       } else if (are_ordinary(block_scales)) {
         using Convert = typename C::Ordinary;
