@@ -50,7 +50,7 @@ AMX_DOWN_ITEMS_PER_CORE = 4
 SPLIT_MIN_TOKENS = 6
 MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
 CHUNK_K = 128  # kChunkK in cpu/chunk_rows.hpp
-CHUNK_PARTS = (32, 64)  # blocks of 4-bit codes that are shorter than a chunk
+CHUNK_PARTS = (32, 64)  # blocks that are shorter than a chunk
 # What constants that nobody looks at are: one binary for all.
 _NO_FORMAT = WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=0, block_k=0)
 ROW_STEP = 64  # prepared rows are a multiple of this many elements apart
@@ -243,12 +243,9 @@ def _takes_chunks(problem: MoEProblem, form: WeightFormat) -> bool:
     """Whether few tokens are multiplied chunk by chunk: exact enough, and codes and blocks are what it needs."""
     if problem.dtype is DType.FP32 or problem.input_quant is not None:
         return False
-    has_whole_chunks = form.block_k % CHUNK_K == 0
-    if form.encoding is Encoding.E4M3:
-        return has_whole_chunks and problem.dtype is DType.BF16
-    return (form.encoding is Encoding.INT8 and has_whole_chunks) or (
-        form.bits == 4 and (has_whole_chunks or form.block_k in CHUNK_PARTS)
-    )
+    is_float = form.encoding in (Encoding.E4M3, Encoding.E5M2)  # products of bf16
+    fits = form.block_k % CHUNK_K == 0 or form.block_k in CHUNK_PARTS
+    return fits and (problem.dtype is DType.BF16 or not is_float)
 
 
 def _quad_block_k(block_k: int) -> int:

@@ -277,12 +277,23 @@ def test_same_bits_every_time(tokens):
         assert all(torch.equal(jitmoe.fused_moe(*arguments, **options), first) for _ in range(3))
 
 
-@pytest.mark.parametrize("encoding", [Encoding.INT8, Encoding.INT4, Encoding.E2M1], ids=lambda e: e.value)
-def test_long_rows_with_outliers(encoding):
+@pytest.mark.parametrize(
+    "weights",
+    [
+        form(Encoding.INT8, 1, WHOLE),
+        form(Encoding.INT8, 1, 32),
+        form(Encoding.INT8, 1, 64),
+        form(Encoding.INT4, 1, 32),
+        form(Encoding.E2M1, 1, 64),
+        form(Encoding.E4M3, 1, 32, DType.E8M0),
+        form(Encoding.E5M2, 1, 64),
+    ],
+    ids=str,
+)
+def test_long_rows_with_outliers(weights):
     """More K than fixed-point inputs are prepared at a time, one to five tokens per expert, and one channel that is
     so large that the rest of its chunk has few bits."""
     hidden, inner, experts = 4096 + 200, 48, 4
-    weights = form(encoding, 1, WHOLE if encoding is Encoding.INT8 else 32)
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(5, hidden, generator=generator)
     x[:, 77] *= 500.0

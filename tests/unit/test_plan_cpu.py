@@ -103,15 +103,16 @@ def quantized(encoding: Encoding, block_k: int, **sizes):
     ("problem", "isa", "expected"),
     [
         (quantized(Encoding.INT8, 0), CpuIsa.AMX_BF16, True),
-        (quantized(Encoding.INT8, 32), CpuIsa.AMX_BF16, False),  # blocks of 8-bit codes are not lanes of a chunk
+        (quantized(Encoding.INT8, 32), CpuIsa.AMX_BF16, True),
         (quantized(Encoding.INT4, 32), CpuIsa.AVX512_BF16, True),
         (quantized(Encoding.INT4, 48), CpuIsa.AVX512_BF16, False),
         (quantized(Encoding.E2M1, 128, dtype=DType.FP16), CpuIsa.AVX512_BF16, True),
         (quantized(Encoding.E2M1, 128, dtype=DType.FP32), CpuIsa.AVX512_BF16, False),  # 16 bits are too few
         (quantized(Encoding.E4M3, 128), CpuIsa.AVX512_BF16, True),
-        (quantized(Encoding.E4M3, 32), CpuIsa.AVX512_BF16, False),
+        (quantized(Encoding.E4M3, 32), CpuIsa.AVX512_BF16, True),
+        (quantized(Encoding.E4M3, 96), CpuIsa.AVX512_BF16, False),
         (quantized(Encoding.E4M3, 128, dtype=DType.FP16), CpuIsa.AVX512_BF16, False),  # products of bf16
-        (quantized(Encoding.E5M2, 128), CpuIsa.AVX512_BF16, False),
+        (quantized(Encoding.E5M2, 64), CpuIsa.AVX512_BF16, True),
         (quantized(Encoding.INT4, 128), CpuIsa.AVX512, False),
         (moe_problem(), CpuIsa.AVX512_BF16, False),
     ],

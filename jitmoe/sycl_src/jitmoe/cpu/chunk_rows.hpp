@@ -5,7 +5,7 @@
 //   8-bit integers   units in the order of K
 //   4-bit codes      lane l of vector j holds elements 8 l + j and 8 l + j + 4, which is what shifting the codes right by
 //                    4 j leaves in the low bits of both words
-//   FP8 e4m3         as VPUNPCK interleaves 64 low and high bytes of bf16
+//   FP8              as VPUNPCK interleaves 64 low and high bytes of bf16
 //
 // Integer codes meet inputs that are 16-bit fixed-point numbers: VPDPWSSD multiplies and adds 32 products in a cycle or
 // less, VDPBF16PS takes twice as long or longer. Inputs of a chunk are integers times the power of two that brings the
@@ -13,8 +13,12 @@
 // (inputs below 2^-112 are zero). Sums of a chunk are exact, are multiplied by both scales and added up in fp32. E2M1 holds
 // multiples of 1/2: twice its values are integers.
 //
-// e4m3 becomes bf16 byte by byte: the low byte is the code's low four bits, moved up, the high byte is looked up by the
-// others. Subnormals and NaN have no such form; 64 codes with one of them go the way of codes.hpp.
+// FP8 becomes bf16 byte by byte: the low byte is the code's low bits, moved up; the high byte is looked up by the others
+// (e4m3), or they are added to (e5m2). What has no exponent of its own has no such form: 64 codes with a subnormal, an
+// infinity or a NaN go the way of codes.hpp.
+//
+// Blocks of scales that are parts of a chunk (32 or 64 k) are whole vectors (8-bit integers), lanes (4 bits), or both (FP8:
+// 64 k are two vectors, whose halves hold 32 k each).
 //
 // Letters: t token, n weight row, k element of K, c chunk.
 #pragma once
@@ -129,6 +133,7 @@ template <Encoding encoding, bool has_zero_point> struct IntegerChunks {
   using sums = Vec<int32, 16>;
   static constexpr int bits = code_bits(encoding);
   static constexpr int chunk_bytes = kChunkK * bits / 8;
+  static constexpr int vectors_apart = encoding == Encoding::int8 ? 4 : 1;  // groups of vectors that hold different k
   static constexpr float unit = encoding == Encoding::e2m1 ? 0.5f : 1.0f;  // what a 1 stands for
 
   static uint32 zero(uint8 point) { return Codes<S, encoding, has_zero_point>::zero(point); }  // tables are alike
@@ -217,13 +222,17 @@ inline uint64 outside(Vec<uint32, 16> bytes, uint32 first, uint32 count) {
   return mask;
 }
 
-// e4m3 as pairs of bf16, a chunk at a time.
-struct E4m3Chunks {
+// FP8 as pairs of bf16, a chunk at a time.
+template <Encoding encoding> struct Fp8Chunks {
   using S = Simd<CpuIsa::avx512_bf16, DType::bf16>;
   using units = S::units;
   using sums = S::floats;
+  static constexpr bool is_e4m3 = encoding == Encoding::e4m3;
   static constexpr int bits = 8;
   static constexpr int chunk_bytes = kChunkK;
+  static constexpr int vectors_apart = 2;
+  // Codes from the smallest with an exponent up to those of infinities and NaN, doubled.
+  static constexpr uint32 first_ordinary = is_e4m3 ? 0x10 : 0x08, first_special = is_e4m3 ? 0xfe : 0xf8;
 
   static uint32 zero(uint8) { return 0; }
   static void dot(sums& acc, units x, units w) { dot_bf16(acc, x, w); }
@@ -232,15 +241,14 @@ struct E4m3Chunks {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const auto codes = cpu::load<units>(at + 64 * half);
-      // Exponents 1 to 15, but for 0x7f.
-      if (outside(codes, 0x10, 0xfe - 0x10) == 0) {
-        const units low = (codes << 4) & 0xf0f0f0f0u;
-        const units high = look_up_bytes((codes >> 4) & 0x0f0f0f0fu, high_bytes());
+      if (outside(codes, first_ordinary, first_special - first_ordinary) == 0) {
+        const units low = is_e4m3 ? (codes << 4) & 0xf0f0f0f0u : (codes << 5) & 0xe0e0e0e0u;
+        const units high = high_bytes(codes);
         chunk[2 * half] = interleave_low(low, high);
         chunk[2 * half + 1] = interleave_high(low, high);
       } else {
-        chunk[2 * half] = fp8_pairs<Encoding::e4m3>(sign_words(interleave_low(codes, codes)));
-        chunk[2 * half + 1] = fp8_pairs<Encoding::e4m3>(sign_words(interleave_high(codes, codes)));
+        chunk[2 * half] = fp8_pairs<encoding>(sign_words(interleave_low(codes, codes)));
+        chunk[2 * half + 1] = fp8_pairs<encoding>(sign_words(interleave_high(codes, codes)));
       }
     }
   }
@@ -261,10 +269,15 @@ struct E4m3Chunks {
   }
 
  private:
-  // Sign, and the exponent's three upper bits with the difference of the biases, by the code's upper half.
-  static units high_bytes() {
-    return {0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0, 0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0,
-            0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0, 0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0};
+  // Sign, and all but the lowest bit of the exponent with the difference of the biases.
+  static units high_bytes(units codes) {
+    if constexpr (is_e4m3) {
+      const units table = {0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0, 0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0,
+                           0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0, 0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0};
+      return look_up_bytes((codes >> 4) & 0x0f0f0f0fu, table);
+    } else {
+      return (((codes >> 3) & 0x0f0f0f0fu) + 0x38383838u) | (codes & 0x80808080u);
+    }
   }
   // The upper byte of each word, sign-extended to the word.
   static units sign_words(units words) {
@@ -279,9 +292,10 @@ struct E4m3Chunks {
 template <Encoding encoding, bool has_zero_point> struct ChunksOf {
   using type = IntegerChunks<encoding, has_zero_point>;
 };
-template <bool has_zero_point> struct ChunksOf<Encoding::e4m3, has_zero_point> { using type = E4m3Chunks; };
+template <bool has_zero_point> struct ChunksOf<Encoding::e4m3, has_zero_point> { using type = Fp8Chunks<Encoding::e4m3>; };
+template <bool has_zero_point> struct ChunksOf<Encoding::e5m2, has_zero_point> { using type = Fp8Chunks<Encoding::e5m2>; };
 
-// Lane l of the result is value[l / (16 / count)]: what the blocks of a chunk have for its lanes.
+// Lane l of the result is value[l / (16 / count)]: what blocks have for the lanes of a chunk's vectors.
 template <int count, class T> inline Vec<T, 16> spread(const T* value) {
   if constexpr (count == 1) {
     return Vec<T, 16>(value[0]);
@@ -306,6 +320,8 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
   constexpr int kChunksAtOnce = 8;  // whose scales are read together
   constexpr bool parts = B::block_k != 0 && B::block_k < kChunkK;
   constexpr int per_chunk = parts ? kChunkK / (B::block_k == 0 ? 1 : B::block_k) : 1;  // blocks
+  constexpr int apart = W::vectors_apart < per_chunk ? W::vectors_apart : per_chunk;  // groups of vectors
+  constexpr int per_group = per_chunk / apart;                                        // blocks, beside each other in lanes
   static_assert(B::block_k == 0 || kChunkK % B::block_k == 0 || B::block_k % kChunkK == 0, "chunks and blocks nest");
   const uint8* row[N];
   const int64 row_bytes = ceil_div(k * W::bits, 8);
@@ -348,17 +364,21 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         units chunk[kChunkVectors];
-        W::load(row[n], B::has_zero_point ? spread<per_chunk>(zero[n] + block) : units(0u), chunk);
+        W::load(row[n], B::has_zero_point ? spread<per_group>(zero[n] + block) : units(0u), chunk);
         row[n] += W::chunk_bytes;
-        const floats weight_scale = B::block_k != 0 ? spread<per_chunk>(scale[n] + block) : floats(1.0f);
 #pragma unroll
-        for (int r = 0; r < R; ++r) {
-          typename W::sums acc = 0;
+        for (int g = 0; g < apart; ++g) {
+          const floats weight_scale = B::block_k != 0 ? spread<per_group>(scale[n] + block + g * per_group) : floats(1.0f);
+          constexpr int vectors = kChunkVectors / apart;
 #pragma unroll
-          for (int j = 0; j < kChunkVectors; ++j)
-            W::dot(acc, load<units>(x[r] + (c * kChunkVectors + j) * 16), chunk[j]);
-          result[r * N + n] = multiply_add<CpuIsa::avx512, 16>(__builtin_convertvector(acc, floats),
-                                                               weight_scale * scales[r][c], result[r * N + n]);
+          for (int r = 0; r < R; ++r) {
+            typename W::sums acc = 0;
+#pragma unroll
+            for (int j = g * vectors; j < (g + 1) * vectors; ++j)
+              W::dot(acc, load<units>(x[r] + (c * kChunkVectors + j) * 16), chunk[j]);
+            result[r * N + n] = multiply_add<CpuIsa::avx512, 16>(__builtin_convertvector(acc, floats),
+                                                                 weight_scale * scales[r][c], result[r * N + n]);
+          }
         }
       }
     }

@@ -122,7 +122,7 @@ template <class Config> struct Blocks {
 
   int64 block_of_row(int64 n) const {
     if (weights.block_n == 1) return weights.row + n;  // a division takes longer than all else here
-    return (weights.row + n) / weights.block_n;
+    return uint32(weights.row + n) / uint32(weights.block_n);
   }
 
   static int64 k_index(int64 b) {
