@@ -1,39 +1,16 @@
 // SPDX-License-Identifier: MIT
 // (token, slot) pairs sorted by expert, each expert's padded to whole blocks: a stable counting sort over ranges of
-// tokens, for CPU devices. Tensors are described in kernel/cpu_align.hpp.
+// tokens, for CPU devices. Tensors: common/align_args.hpp.
 //
 //   count   how many pairs of a range go to each expert
 //   place   first places from the counts of all ranges (every range adds them up for itself, which saves a launch), then
 //           the range's pairs to their places, and its share of all that is not a pair
 #pragma once
 
+#include <jitmoe/common/align_args.hpp>
 #include <jitmoe/cpu/routing.hpp>
 
 namespace jitmoe::cpu {
-
-struct AlignArgs {
-  const void* topk_ids;
-  const void* expert_map;
-  const void* topk_weights;
-  void* sorted_token_ids;
-  void* expert_ids;
-  void* num_tokens_post_pad;
-  void* sorted_weights;
-  void* output;
-  void* counts;
-  void* cursors;
-  int32 num_tokens;
-  int32 top_k;
-  int32 num_experts;
-  int32 num_global_experts;
-  int32 block_size;
-  int32 num_sorted;
-  int32 num_blocks;
-  int32 num_ranges;
-  int64 topk_ids_row_stride;
-  int64 topk_weights_row_stride;
-  int64 zeroed_bytes;
-};
 
 template <class Config> struct Align {
   const AlignArgs& args;
@@ -51,14 +28,8 @@ template <class Config> struct Align {
   int32* counts(int32 range) const { return static_cast<int32*>(args.counts) + int64(range) * args.num_experts; }
 
   template <class Use> void for_each_pair(int32 range, const Use& use) const {
-    const RoutingArgs ids{args.topk_ids,    args.expert_map,         args.num_tokens,         args.top_k,
-                          args.num_experts, args.num_global_experts, args.topk_ids_row_stride};
     const Part tokens = share(args.num_tokens, range, 1);
-    for (int64 t = tokens.begin; t < tokens.end; ++t)
-      for (int32 j = 0; j < args.top_k; ++j) {
-        const int32 e = local_expert<Config>(ids, t, j);
-        if (e >= 0) use(t, j, e);
-      }
+    cpu::for_each_pair<Config>(args, tokens.begin, tokens.end, use);
   }
 
   void count(int32 range) const {

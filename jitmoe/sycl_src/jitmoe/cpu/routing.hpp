@@ -13,6 +13,7 @@
 //   rows    [tokens][inter_units]    otherwise; a row of bf16 pairs is a plain bf16 row
 #pragma once
 
+#include <jitmoe/common/pairs.hpp>
 #include <jitmoe/cpu/simd.hpp>
 
 namespace jitmoe::cpu {
@@ -69,14 +70,14 @@ struct RoutingArgs {
   int64 topk_ids_row_stride;
 };
 
-// The local expert of topk_ids[t][j], or -1.
-template <class Config> inline int32 local_expert(const RoutingArgs& args, int64 t, int32 j) {
-  int64 id = static_cast<const element_t<Config::ids_dtype>*>(args.topk_ids)[t * args.topk_ids_row_stride + j];
-  if constexpr (Config::has_expert_map) {
-    if (id < 0 || id >= args.num_global_experts) return -1;
-    id = static_cast<const int32*>(args.expert_map)[id];
-  }
-  return id >= 0 && id < args.num_experts ? int32(id) : -1;
+// Calls use(t, j, e) for the pairs of tokens [begin, end) that have an expert e here.
+template <class Config, class Args, class Use>
+inline void for_each_pair(const Args& args, int64 begin, int64 end, const Use& use) {
+  for (int64 t = begin; t < end; ++t)
+    for (int32 j = 0; j < args.top_k; ++j) {
+      const int32 e = local_expert<Config>(args, t, j);
+      if (e >= 0) use(t, j, e);
+    }
 }
 
 struct FewPairs {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Pairs sorted by expert in blocks, step 2 of 2 for many pairs: "place" of cpu/align.hpp (tensors: kernel/cpu_align.hpp).
+// Pairs sorted by expert in blocks, step 2 of 2 for many pairs: "place" of cpu/align.hpp.
 // nd_range: num_ranges work-groups of 1 work-item.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace jitmoe::kernel {
 
-template <class Config> inline void cpu_align_place(const cpu::AlignArgs& args) {
+template <class Config> inline void cpu_align_place(const AlignArgs& args) {
   cpu::Align<Config>{args}.place(int32(nd_item<1>().get_group(0)));
 }
 

@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Groups (token, slot) pairs by expert with many work-items: a stable counting sort over ranges of pairs.
-//
-//   pair p = token * top_k + slot;  e(p) = expert_map[topk_ids[token][slot]], or the id itself without a map
-//   pairs with e(p) outside [0, num_experts) belong to another rank and are dropped
+// Groups pairs (common/pairs.hpp) by expert with many work-items: a stable counting sort over ranges of pairs.
 //
 // | tensor         | shape             | dtype   | layout, owner
-// | topk_ids       | [M][k]            | IdType  | row stride topk_ids_row_stride, caller's
-// | expert_map     | [global experts]  | int32   | read if has_expert_map, caller's
+// | topk_ids, expert_map               |         | common/pairs.hpp
 // | route_table    | [num_ranges][E]   | int32   | workspace; pairs per range and expert, then each one's next place
 // | expert_offsets | [E + 1]           | int32   | workspace; exclusive prefix sums of pairs per expert
 // | sorted_pairs   | [M * k]           | int32   | workspace; pairs by expert, ascending within one expert
@@ -23,6 +19,7 @@
 #pragma once
 
 #include <jitmoe/arch/sub_group.hpp>
+#include <jitmoe/common/pairs.hpp>
 
 namespace jitmoe::kernel {
 
@@ -43,23 +40,12 @@ struct XeRouteArgs {
   int32 num_ranges;
 };
 
-// The local expert of an id, or -1.
-template <class Config>
-inline int32 xe_local_expert(const void* expert_map, int32 num_global_experts, int32 num_experts, int64 id) {
-  if constexpr (Config::has_expert_map) {
-    if (id < 0 || id >= num_global_experts) return -1;
-    id = static_cast<const int32*>(expert_map)[id];
-  }
-  return id >= 0 && id < num_experts ? int32(id) : -1;
-}
-
-template <class Config> struct RouteGroup {
-  const XeRouteArgs& args;
+// Args: XeRouteArgs, or those of a kernel that takes some of the steps only.
+template <class Config, class Args = XeRouteArgs> struct RouteGroup {
+  const Args& args;
 
   int32 expert_of(int32 pair) const {
-    const auto* ids = static_cast<const element_t<Config::ids_dtype>*>(args.topk_ids);
-    const int64 id = ids[pair / args.top_k * args.topk_ids_row_stride + pair % args.top_k];
-    return xe_local_expert<Config>(args.expert_map, args.num_global_experts, args.num_experts, id);
+    return local_expert<Config>(args, pair / args.top_k, pair % args.top_k);
   }
 
   struct Range { int32 begin, end; };

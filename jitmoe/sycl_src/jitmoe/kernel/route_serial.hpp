@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Groups (token, slot) pairs by expert: a stable counting sort in one work-item (CPU devices, many pairs).
-//
-//   pair p = token * top_k + slot;  e(p) = expert_map[topk_ids[token][slot]], or the id itself without a map
-//   pairs with e(p) outside [0, num_experts) belong to another rank and are dropped
+// Groups pairs (common/pairs.hpp) by expert: a stable counting sort in one work-item (CPU devices, many pairs).
 //
 // | tensor         | shape            | dtype         | layout, owner
-// | topk_ids       | [M][k]           | IdType        | row stride topk_ids_row_stride, caller's
-// | expert_map     | [global experts] | int32         | read if has_expert_map, caller's
+// | topk_ids, expert_map              |               | common/pairs.hpp
 // | cursors        | [E]              | int32         | workspace; scratch
 // | sorted_pairs   | [M * k]          | int32         | workspace; pairs by expert, ascending within one expert
 // | groups         | [1 + max_groups] | cpu::Group    | workspace; experts with pairs, see cpu/routing.hpp. Entry 0
@@ -34,18 +30,12 @@ struct RouteArgs {
 };
 
 template <class Config> inline void route_serial(const RouteArgs& args) {
-  const cpu::RoutingArgs ids{args.topk_ids,    args.expert_map,         args.num_tokens,         args.top_k,
-                             args.num_experts, args.num_global_experts, args.topk_ids_row_stride};
   auto* cursors = static_cast<int32*>(args.cursors);
   auto* pairs = static_cast<int32*>(args.sorted_pairs);
   auto* groups = static_cast<cpu::Group*>(args.groups);
 
   for (int32 e = 0; e < args.num_experts; ++e) cursors[e] = 0;
-  for (int64 t = 0; t < args.num_tokens; ++t)
-    for (int32 j = 0; j < args.top_k; ++j) {
-      const int32 e = cpu::local_expert<Config>(ids, t, j);
-      if (e >= 0) ++cursors[e];
-    }
+  cpu::for_each_pair<Config>(args, 0, args.num_tokens, [&](int64, int32, int32 e) { ++cursors[e]; });
 
   int32 num_groups = 0, first = 0, slot = 0;
   for (int32 e = 0; e < args.num_experts; ++e) {
@@ -58,11 +48,9 @@ template <class Config> inline void route_serial(const RouteArgs& args) {
   }
   groups[0].expert = num_groups;
 
-  for (int64 t = 0; t < args.num_tokens; ++t)
-    for (int32 j = 0; j < args.top_k; ++j) {
-      const int32 e = cpu::local_expert<Config>(ids, t, j);
-      if (e >= 0) pairs[cursors[e]++] = int32(t * args.top_k + j);
-    }
+  cpu::for_each_pair<Config>(args, 0, args.num_tokens, [&](int64 t, int32 j, int32 e) {
+    pairs[cursors[e]++] = int32(t * args.top_k + j);
+  });
 }
 
 }  // namespace jitmoe::kernel

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Sorting of few pairs: all steps of kernel/xe_align_steps.hpp in one work-group (tensors are described there).
+// Sorting of few pairs: all steps of kernel/xe_align_steps.hpp in one work-group.
 // nd_range: one work-group of num_ranges sub-groups. No SLM; counts live in the workspace, which stays in the caches.
 #pragma once
 
@@ -7,9 +7,8 @@
 
 namespace jitmoe::kernel {
 
-template <class Config> inline void xe_align(const XeAlignArgs& args) {
-  const auto routing = route_args(args);
-  const XeAlign<Config> align{args, {routing}};
+template <class Config> inline void xe_align(const AlignArgs& args) {
+  const XeAlign<Config> align{args};
   const int32 range = arch::sub_group_id();
   align.count(range);
   arch::work_group_barrier();

@@ -7,10 +7,9 @@
 
 namespace jitmoe::kernel {
 
-template <class Config> inline void xe_align_count(const XeAlignArgs& args) {
-  const auto routing = route_args(args);
+template <class Config> inline void xe_align_count(const AlignArgs& args) {
   const int32 range = global_range<Config>();
-  if (range < args.num_ranges) XeAlign<Config>{args, {routing}}.count(range);
+  if (range < args.num_ranges) XeAlign<Config>{args}.count(range);
 }
 
 }  // namespace jitmoe::kernel

@@ -7,10 +7,9 @@
 
 namespace jitmoe::kernel {
 
-template <class Config> inline void xe_align_place(const XeAlignArgs& args) {
-  const auto routing = route_args(args);
+template <class Config> inline void xe_align_place(const AlignArgs& args) {
   const int32 range = global_range<Config>();
-  if (range < args.num_ranges) XeAlign<Config>{args, {routing}}.place(range);
+  if (range < args.num_ranges) XeAlign<Config>{args}.place(range);
 }
 
 }  // namespace jitmoe::kernel

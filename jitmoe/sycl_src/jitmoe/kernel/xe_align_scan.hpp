@@ -7,10 +7,9 @@
 
 namespace jitmoe::kernel {
 
-template <class Config> inline void xe_align_scan(const XeAlignArgs& args) {
+template <class Config> inline void xe_align_scan(const AlignArgs& args) {
   const auto item = nd_item<1>();
-  const auto routing = route_args(args);
-  const XeAlign<Config> align{args, {routing}};
+  const XeAlign<Config> align{args};
   align.scan(arch::sub_group_id(), int32(item.get_local_range(0)) / Config::simd);
 }
 

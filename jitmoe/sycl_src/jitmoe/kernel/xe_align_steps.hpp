@@ -1,72 +1,20 @@
 // SPDX-License-Identifier: MIT
 // Pairs sorted by expert in blocks, with many work-items: the counting sort of kernel/route_group.hpp with each expert's
-// places padded to whole blocks. Outputs are those of kernel/cpu_align.hpp, bit for bit.
-//
-// | tensor              | shape           | dtype         | layout, owner
-// | topk_ids            | [M][k]          | IdType        | row stride topk_ids_row_stride, caller's
-// | expert_map          | [global]        | int32         | read if has_expert_map, caller's
-// | topk_weights        | [M][k]          | weights_dtype | row stride topk_weights_row_stride; with has_weights, caller's
-// | sorted_token_ids    | [num_sorted]    | int32         | pairs by expert, ascending within one; M * k everywhere else
-// | expert_ids          | [num_blocks]    | int32         | expert of each block_size places; -1 past the last
-// | num_tokens_post_pad | [1]             | int32         | places in use
-// | sorted_weights      | [num_sorted]    | fp32          | with has_weights: the pair's weight, 0 in padding
-// | output              | zeroed_bytes    | bytes         | cleared; caller's, 4 B aligned
-// | route_table         | [num_ranges][E] | int32         | workspace; as in route_group.hpp
-// | expert_offsets      | [E + 1]         | int32         | workspace; first place of each expert
+// places padded to whole blocks. Tensors: common/align_args.hpp.
 //
 // Steps: count (and everything that is no pair gets its value), scan, place. One work-group does all of them for few
 // pairs (xe_align); three launches for many (xe_align_count, xe_align_scan, xe_align_place).
 #pragma once
 
 #include <jitmoe/arch/convert.hpp>
+#include <jitmoe/common/align_args.hpp>
 #include <jitmoe/kernel/route_group.hpp>
 
 namespace jitmoe::kernel {
 
-struct XeAlignArgs {
-  const void* topk_ids;
-  const void* expert_map;
-  const void* topk_weights;
-  void* sorted_token_ids;
-  void* expert_ids;
-  void* num_tokens_post_pad;
-  void* sorted_weights;
-  void* output;
-  void* route_table;
-  void* expert_offsets;
-  int32 num_tokens;
-  int32 top_k;
-  int32 num_experts;
-  int32 num_global_experts;
-  int32 block_size;
-  int32 num_sorted;
-  int32 num_blocks;
-  int32 num_ranges;
-  int64 topk_ids_row_stride;
-  int64 topk_weights_row_stride;
-  int64 zeroed_bytes;
-};
-
-inline XeRouteArgs route_args(const XeAlignArgs& args) {
-  return {args.topk_ids,
-          args.expert_map,
-          args.route_table,
-          args.expert_offsets,
-          args.sorted_token_ids,
-          nullptr,
-          nullptr,
-          args.num_tokens,
-          args.top_k,
-          args.num_experts,
-          args.num_global_experts,
-          args.topk_ids_row_stride,
-          args.block_size,
-          args.num_ranges};
-}
-
 template <class Config> struct XeAlign {
-  const XeAlignArgs& args;
-  RouteGroup<Config> route;
+  const AlignArgs& args;
+  RouteGroup<Config, AlignArgs> route{args};
 
   void count(int32 range) const {
     route.count(range);

@@ -2,8 +2,7 @@
 // Sum over a token's experts: out[t][first_column + h] = sum over slots j of partial[t * k + j][h], j ascending.
 //
 // | tensor     | shape                       | dtype  | layout, owner
-// | topk_ids   | [M][k]                      | IdType | row stride topk_ids_row_stride, caller's
-// | expert_map | [global experts]            | int32  | read if has_expert_map, caller's
+// | topk_ids, expert_map                     |        | common/pairs.hpp
 // | partial    | [M * k][partial_pitch]      | fp32   | workspace; rows of slots without an expert are not read
 // | out        | [M][H]                      | dtype  | row stride out_row_stride, caller's
 //
@@ -12,7 +11,8 @@
 #pragma once
 
 #include <jitmoe/arch/convert.hpp>
-#include <jitmoe/kernel/route_group.hpp>
+#include <jitmoe/arch/sub_group.hpp>
+#include <jitmoe/common/pairs.hpp>
 
 namespace jitmoe::kernel {
 
@@ -39,15 +39,13 @@ template <class Config> inline void xe_combine(const XeCombineArgs& args) {
   const int64 first = int64(item.get_global_id(0)) / Config::simd;
   const int64 step = int64(item.get_global_range(0)) / Config::simd;
   const int32 pieces = int32(ceil_div(args.num_columns, kColumns * Config::simd));
-  const auto* ids = static_cast<const element_t<Config::ids_dtype>*>(args.topk_ids);
 
   for (int64 piece = first; piece < int64(args.num_tokens) * pieces; piece += step) {
     const int32 t = int32(piece / pieces);
     const int32 column = int32(piece % pieces) * kColumns * Config::simd + lane;
     float sum[kColumns] = {};
     for (int32 j = 0; j < args.top_k; ++j) {
-      const int64 id = ids[t * args.topk_ids_row_stride + j];
-      if (xe_local_expert<Config>(args.expert_map, args.num_global_experts, args.num_experts, id) < 0) continue;
+      if (local_expert<Config>(args, t, j) < 0) continue;
       const auto* row = static_cast<const float*>(args.partial) + (int64(t) * args.top_k + j) * args.partial_pitch;
       _Pragma("unroll") for (int32 i = 0; i < kColumns; ++i) {
         const int32 h = column + i * Config::simd;

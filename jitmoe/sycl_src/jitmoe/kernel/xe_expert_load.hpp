@@ -27,21 +27,7 @@ struct XeExpertLoadArgs {
 };
 
 template <class Config> inline void xe_expert_load(const XeExpertLoadArgs& args) {
-  const XeRouteArgs routing{.topk_ids = args.topk_ids,
-                            .expert_map = nullptr,
-                            .route_table = args.route_table,
-                            .expert_offsets = nullptr,
-                            .sorted_pairs = nullptr,
-                            .blocks = nullptr,
-                            .num_blocks = nullptr,
-                            .num_tokens = args.num_tokens,
-                            .top_k = args.top_k,
-                            .num_experts = args.num_experts,
-                            .num_global_experts = 0,
-                            .topk_ids_row_stride = args.topk_ids_row_stride,
-                            .block_rows = 1,
-                            .num_ranges = args.num_ranges};
-  const RouteGroup<Config> route{routing};
+  const RouteGroup<Config, XeExpertLoadArgs> route{args};
   const int32 sub_group = arch::sub_group_id(), lane = arch::lane_id();
   const int32 num_items = int32(nd_item<1>().get_local_range(0));
   auto* counts = static_cast<int32*>(args.counts);
