@@ -161,7 +161,7 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
 
         f32x8 acc[MainLoop::kAccumulators];
         if constexpr (kIntegerDpas<Config>) {
-          mainloop::TokenLaneScales<Config>(w, x, quant, tile.expert, 0).convert(sums, acc);
+          mainloop::convert(mainloop::TokenLaneScales<Config>(w, x, quant, tile.expert, 0), sums, acc);
         } else {
           _Pragma("unroll(MainLoop::kUnroll)") for (int32 i = 0; i < MainLoop::kAccumulators; ++i) acc[i] = sums[i];
         }

@@ -112,8 +112,6 @@ template <class Config> struct XeCodesA {
     }
   }
 
-  using Scales = TokenLaneScales<Config>;
-
   // acc = W x^T over k in [k_begin, k_end), multiples of the step.
   static void run(f32x8 (&acc)[kAccumulators], const Weights& w, const Tokens& x, const Quant& quant, int32 expert,
                   Place place, int32 k_begin, int32 k_end) {
@@ -124,7 +122,7 @@ template <class Config> struct XeCodesA {
     arch::TransposedPayload<kEmulated> token_block(token_surface(x), k_begin / 2, x.first);
     Prefetcher prefetcher(w, x, place, k_begin);
     for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
-    Scales scales(w, x, quant, expert, k_begin);
+    TokenLaneScales<Config> scales(w, x, quant, expert, k_begin);
 
     int32 k = k_begin;
     while (true) {  // a block of scales

@@ -128,21 +128,68 @@ template <class Config> struct TileScales {
   }
 };
 
-// Of accumulators whose lanes are tokens: acc[q][j][i] element m = column 8j + m. Lane t keeps column 16 v + t.
-template <class Config> struct TokenLaneScales {
-  static constexpr int32 kSimd = Config::simd;
-  static constexpr int32 kColumnBlocks = Config::tile_columns / 8, kTokenBlocks = Config::tile_rows / kSimd;
-  static constexpr int32 kVectors = Config::tile_columns / kSimd;
+// Accumulators whose lanes are tokens: acc[q][j][i] element m = column 8j + m, lane n = token S*i + n. A factor of S
+// columns belongs to two of them.
+template <class Config> struct TokenLanes {
+  static constexpr int32 kColumnBlocks = Config::tile_columns / 8, kTokenBlocks = Config::tile_rows / Config::simd;
   static constexpr int32 kUnroll = Config::emulated ? 1 : 64;
+  static_assert(Config::simd == 16, "two blocks of 8 columns per vector of factors");
   using Accumulators = f32x8[2 * kColumnBlocks * kTokenBlocks];
+
+  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
+
+  // Lane n of `factor`: of column S*v + n.
+  static void multiply_columns(Accumulators& acc, int32 q, int32 v, float factor) {
+    _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
+      f32x8 &low = acc[index(q, 2 * v, i)], &high = acc[index(q, 2 * v + 1, i)];
+      low = arch::scale_elements<Config::emulated, false>(low, factor);
+      high = arch::scale_elements<Config::emulated, true>(high, factor);
+    }
+  }
+  // Lane n of `factor`: of token S*i + n.
+  static void multiply_tokens(Accumulators& acc, int32 i, float factor) {
+    _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
+      _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) {
+        f32x8& sum = acc[index(q, j, i)];
+        sum = arch::scale_lanes<Config::emulated>(sum, factor);
+      }
+  }
+};
+
+// Accumulators whose lanes are columns: acc[q][j][i] element m = token S*i + m, lane n = column S*j + n, S = 8.
+template <class Config> struct ColumnLanes {
+  static constexpr int32 kColumnBlocks = Config::tile_columns / Config::simd, kTokenBlocks = Config::tile_rows / 8;
+  static constexpr int32 kUnroll = Config::emulated ? 1 : 64;
+  static_assert(Config::simd == 8, "a lane per token of a block");
+  using Accumulators = f32x8[2 * kColumnBlocks * kTokenBlocks];
+
+  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
+
+  static void multiply_columns(Accumulators& acc, int32 q, int32 j, float factor) {
+    _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) acc[index(q, j, i)] *= factor;
+  }
+  static void multiply_tokens(Accumulators& acc, int32 i, float factor) {
+    f32x8 tokens;
+    _Pragma("unroll") for (int32 m = 0; m < 8; ++m) tokens[m] = arch::shuffle(factor, m);
+    _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
+      _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) acc[index(q, j, i)] *= tokens;
+  }
+};
+
+// The running scales of a tile. Lane n keeps those of columns S*v + n and of tokens S*i + n; Lanes says what they mean
+// to the accumulators.
+template <class Config, class Lanes> struct LaneScales {
+  static constexpr int32 kSimd = Config::simd;
+  static constexpr int32 kVectors = Config::tile_columns / kSimd, kTokenBlocks = Lanes::kTokenBlocks;
+  static constexpr int32 kUnroll = Lanes::kUnroll;
+  using Accumulators = typename Lanes::Accumulators;
 
   TileScales<Config> all;
   RunningScale w_scale[2][kVectors], x_scale[kTokenBlocks];
   uint8 zero[2][kVectors];
   int32 block_row[2][kVectors], row[kTokenBlocks];
 
-  TokenLaneScales(const Weights& w, const Tokens& x, const Quant& quant, int32 expert, int32 k)
-      : all(w, quant, expert) {
+  LaneScales(const Weights& w, const Tokens& x, const Quant& quant, int32 expert, int32 k) : all(w, quant, expert) {
     _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
       _Pragma("unroll(kUnroll)") for (int32 v = 0; v < kVectors; ++v) {
         block_row[q][v] = all.block_row(q, w.column[q] + kSimd * v + arch::lane_id());
@@ -162,114 +209,42 @@ template <class Config> struct TokenLaneScales {
       if (Config::block_k == kScaleBlock<Config> || k % Config::block_k == 0) {
         _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
           _Pragma("unroll(kUnroll)") for (int32 v = 0; v < kVectors; ++v) {
-            multiply(acc, q, v, w_scale[q][v].template next<Config::emulated>(all.scale(block_row[q][v], k)));
+            const float scale = all.scale(block_row[q][v], k);
+            Lanes::multiply_columns(acc, q, v, w_scale[q][v].template next<Config::emulated>(scale));
             zero[q][v] = all.zero_point(block_row[q][v], k);
           }
       }
     }
     if constexpr (Config::x_block_k != 0) {
       _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i)
-        multiply_tokens(acc, i, x_scale[i].template next<Config::emulated>(all.x_scale(row[i], k)));
+        Lanes::multiply_tokens(acc, i, x_scale[i].template next<Config::emulated>(all.x_scale(row[i], k)));
     }
   }
 
   void finish(Accumulators& acc) const {
     _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
-      _Pragma("unroll(kUnroll)") for (int32 v = 0; v < kVectors; ++v) multiply(acc, q, v, w_scale[q][v].value);
-    _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) multiply_tokens(acc, i, x_scale[i].value);
-  }
-
-  // Integer sums, which are taken apart anyway.
-  void convert(const arch::i32x8 (&sums)[2 * kColumnBlocks * kTokenBlocks], Accumulators& acc) const {
-    _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
-      _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j)
-        _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i)
-          _Pragma("unroll") for (int32 m = 0; m < 8; ++m)
-            acc[index(q, j, i)][m] = float(sums[index(q, j, i)][m]) * x_scale[i].value *
-                                     arch::shuffle(w_scale[q][j / 2].value, j % 2 * 8 + m);
-  }
-
- private:
-  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
-
-  static void multiply(Accumulators& acc, int32 q, int32 v, float factor) {
-    _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
-      f32x8 &low = acc[index(q, 2 * v, i)], &high = acc[index(q, 2 * v + 1, i)];
-      low = arch::scale_elements<Config::emulated, false>(low, factor);
-      high = arch::scale_elements<Config::emulated, true>(high, factor);
-    }
-  }
-  static void multiply_tokens(Accumulators& acc, int32 i, float factor) {
-    _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
-      _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) {
-        f32x8& sum = acc[index(q, j, i)];
-        sum = arch::scale_lanes<Config::emulated>(sum, factor);
-      }
+      _Pragma("unroll(kUnroll)") for (int32 v = 0; v < kVectors; ++v)
+        Lanes::multiply_columns(acc, q, v, w_scale[q][v].value);
+    _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i)
+      Lanes::multiply_tokens(acc, i, x_scale[i].value);
   }
 };
 
-// Of accumulators whose lanes are columns: acc[q][j][i] element m = token 8i + m, lane n = column S*j + n. Lane m keeps
-// token 8i + m % 8.
-template <class Config> struct ColumnLaneScales {
-  static constexpr int32 kSimd = Config::simd;
-  static constexpr int32 kColumnBlocks = Config::tile_columns / kSimd, kTokenBlocks = Config::tile_rows / 8;
-  static constexpr int32 kUnroll = Config::emulated ? 1 : 64;
-  using Accumulators = f32x8[2 * kColumnBlocks * kTokenBlocks];
+template <class Config> using TokenLaneScales = LaneScales<Config, TokenLanes<Config>>;
+template <class Config> using ColumnLaneScales = LaneScales<Config, ColumnLanes<Config>>;
 
-  TileScales<Config> all;
-  RunningScale w_scale[2][kColumnBlocks], x_scale[kTokenBlocks];
-  uint8 zero[2][kColumnBlocks];
-  int32 block_row[2][kColumnBlocks], row[kTokenBlocks];
-
-  ColumnLaneScales(const Weights& w, const Tokens& x, const Quant& quant, int32 expert, int32 k)
-      : all(w, quant, expert) {
-    _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
-      _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) {
-        block_row[q][j] = all.block_row(q, w.column[q] + kSimd * j + arch::lane_id());
-        w_scale[q][j].begin(all.scale(block_row[q][j], k));
-        zero[q][j] = all.zero_point(block_row[q][j], k);
+// acc = sums times their scales. Conversion takes the sums apart anyway, so each element is multiplied alone.
+template <class Config, int32 count>
+inline void convert(const TokenLaneScales<Config>& scales, const arch::i32x8 (&sums)[count], f32x8 (&acc)[count]) {
+  using Lanes = TokenLanes<Config>;
+  _Pragma("unroll(Lanes::kUnroll)") for (int32 q = 0; q < 2; ++q)
+    _Pragma("unroll(Lanes::kUnroll)") for (int32 j = 0; j < Lanes::kColumnBlocks; ++j)
+      _Pragma("unroll(Lanes::kUnroll)") for (int32 i = 0; i < Lanes::kTokenBlocks; ++i) {
+        const int32 at = Lanes::index(q, j, i);
+        _Pragma("unroll") for (int32 m = 0; m < 8; ++m)
+          acc[at][m] = float(sums[at][m]) * scales.x_scale[i].value *
+                       arch::shuffle(scales.w_scale[q][j / 2].value, j % 2 * 8 + m);
       }
-    _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
-      const int32 m = x.first + 8 * i + arch::lane_id() % 8;
-      row[i] = m < x.count ? m : x.count - 1;
-      x_scale[i].begin(all.x_scale(row[i], k));
-    }
-  }
-
-  void next(Accumulators& acc, int32 k) {
-    if constexpr (Config::block_k != 0) {
-      if (Config::block_k == kScaleBlock<Config> || k % Config::block_k == 0) {
-        _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
-          _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) {
-            multiply(acc, q, j, w_scale[q][j].template next<Config::emulated>(all.scale(block_row[q][j], k)));
-            zero[q][j] = all.zero_point(block_row[q][j], k);
-          }
-      }
-    }
-    if constexpr (Config::x_block_k != 0) {
-      _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i)
-        multiply_tokens(acc, i, x_scale[i].template next<Config::emulated>(all.x_scale(row[i], k)));
-    }
-  }
-
-  void finish(Accumulators& acc) const {
-    _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
-      _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) multiply(acc, q, j, w_scale[q][j].value);
-    _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) multiply_tokens(acc, i, x_scale[i].value);
-  }
-
- private:
-  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
-
-  static void multiply(Accumulators& acc, int32 q, int32 j, float factor) {
-    _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) acc[index(q, j, i)] *= factor;
-  }
-  static void multiply_tokens(Accumulators& acc, int32 i, float factor) {
-    f32x8 tokens;
-    _Pragma("unroll") for (int32 m = 0; m < 8; ++m) tokens[m] = arch::shuffle(factor, m);
-    _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
-      _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) acc[index(q, j, i)] *= tokens;
-  }
-};
+}
 
 }  // namespace jitmoe::mainloop
