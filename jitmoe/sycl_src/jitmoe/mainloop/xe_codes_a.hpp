@@ -11,10 +11,9 @@
 // Scale blocks are multiples of 32 k: for 4-bit codes 32 or a multiple of 64.
 #pragma once
 
-#include <jitmoe/arch/block2d.hpp>
 #include <jitmoe/arch/codes.hpp>
 #include <jitmoe/arch/dpas.hpp>
-#include <jitmoe/mainloop/xe_operands.hpp>
+#include <jitmoe/mainloop/xe_prefetch.hpp>
 #include <jitmoe/mainloop/xe_scales.hpp>
 
 namespace jitmoe::mainloop {
@@ -56,9 +55,6 @@ template <class Config> struct XeCodesA {
   static arch::Surface weight_surface(const Weights& w, int32 q) {
     const Block block = block_of(w, q);
     return {block.matrix, block.first_k + code_bytes(w.k), w.columns, int32(w.stride)};
-  }
-  static arch::Surface token_surface(const Tokens& x) {
-    return {x.rows, x.width * 2, x.count, int32(x.stride * 2)};
   }
 
   // A weight prefetch brings 64 B of each row, two steps, so it is sent every other step.
@@ -120,8 +116,7 @@ template <class Config> struct XeCodesA {
     Bytes block[2] = {{weight_surface(w, 0), w.first_k[0] + code_bytes(k_begin), w.column[0]},
                       {weight_surface(w, 1), w.first_k[1] + code_bytes(k_begin), w.column[1]}};
     arch::TransposedPayload<kEmulated> token_block(token_surface(x), k_begin / 2, x.first);
-    Prefetcher prefetcher(w, x, place, k_begin);
-    for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
+    auto prefetcher = prefetcher_ahead<Config, Prefetcher>(w, x, place, k_begin);
     TokenLaneScales<Config> scales(w, x, quant, expert, k_begin);
 
     int32 k = k_begin;
@@ -189,17 +184,8 @@ template <class Config> struct XeCodesA {
     scales.finish(acc);
   }
 
-  // What a sub-group without rows does: its share of the prefetches, and its part in the barriers.
   static void idle(const Weights& w, const Tokens& x, Place place, int32 k_begin, int32 k_end) {
-    if constexpr (Config::split_barrier) {
-      Prefetcher prefetcher(w, x, place, k_begin);
-      for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
-      for (int32 k = k_begin; k < k_end; k += kStep) {
-        arch::barrier_signal<kEmulated>();
-        prefetcher.step();
-        arch::barrier_wait<kEmulated>();
-      }
-    }
+    keep_pace<Config, Prefetcher>(w, x, place, k_begin, k_end, kStep);
   }
 };
 

@@ -14,9 +14,8 @@
 #pragma once
 
 #include <jitmoe/arch/block1d.hpp>
-#include <jitmoe/arch/block2d.hpp>
 #include <jitmoe/arch/dpas.hpp>
-#include <jitmoe/mainloop/xe_operands.hpp>
+#include <jitmoe/mainloop/xe_prefetch.hpp>
 
 namespace jitmoe::mainloop {
 
@@ -63,9 +62,6 @@ template <class Config> struct XeWeightsA {
   static arch::Surface weight_surface(const Weights& w, int32 q) {
     const Block block = block_of(w, q);
     return {block.matrix, (block.first_k + w.k) * 2, w.columns, int32(w.stride * 2)};
-  }
-  static arch::Surface token_surface(const Tokens& x) {
-    return {x.rows, x.width * 2, x.count, int32(x.stride * 2)};
   }
 
   // Keeps the caches ahead of all sub-groups of the work-group, those without rows included.
@@ -135,8 +131,7 @@ template <class Config> struct XeWeightsA {
         {weight_surface(w, 1), w.first_k[1] + k_begin, w.column[1]}};
     arch::TransposedPayload<kEmulated> token_block(kBlockTokens ? token_surface(x) : weight_surface(w, 0), k_begin / 2,
                                                    x.first);
-    Prefetcher prefetcher(w, x, place, k_begin);
-    for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
+    auto prefetcher = prefetcher_ahead<Config, Prefetcher>(w, x, place, k_begin);
 
     [[maybe_unused]] int32 k = k_begin;  // of operands without a descriptor
     for (int32 steps = (k_end - k_begin) / kStep; steps > 0; --steps, k += kStep) {
@@ -198,17 +193,8 @@ template <class Config> struct XeWeightsA {
     }
   }
 
-  // What a sub-group without rows does: its share of the prefetches, and its part in the barriers.
   static void idle(const Weights& w, const Tokens& x, Place place, int32 k_begin, int32 k_end) {
-    if constexpr (Config::split_barrier) {
-      Prefetcher prefetcher(w, x, place, k_begin);
-      for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
-      for (int32 k = k_begin; k < k_end; k += kStep) {
-        arch::barrier_signal<kEmulated>();
-        prefetcher.step();
-        arch::barrier_wait<kEmulated>();
-      }
-    }
+    keep_pace<Config, Prefetcher>(w, x, place, k_begin, k_end, kStep);
   }
 };
 

@@ -11,9 +11,8 @@
 #pragma once
 
 #include <jitmoe/arch/block1d.hpp>
-#include <jitmoe/arch/block2d.hpp>
 #include <jitmoe/arch/dpas.hpp>
-#include <jitmoe/mainloop/xe_operands.hpp>
+#include <jitmoe/mainloop/xe_prefetch.hpp>
 
 namespace jitmoe::mainloop {
 
@@ -49,9 +48,6 @@ template <class Config> struct XeWeightsB {
 
   static arch::Surface weight_surface(const Weights& w, int32 q) {
     return {block_of(w, q).matrix, w.columns * 2, w.k, int32(w.stride * 2)};
-  }
-  static arch::Surface token_surface(const Tokens& x) {
-    return {x.rows, x.width * 2, x.count, int32(x.stride * 2)};
   }
 
   // One 32 x 32 weight block and a share of the tokens per step; with several sub-groups along M, half of them take the
@@ -119,8 +115,7 @@ template <class Config> struct XeWeightsB {
         row[r] = x.rows + m * x.stride;
       }
     }
-    Prefetcher prefetcher(w, x, place, k_begin);
-    for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
+    auto prefetcher = prefetcher_ahead<Config, Prefetcher>(w, x, place, k_begin);
 
     [[maybe_unused]] int32 k = k_begin;  // of operands without a descriptor
     for (int32 steps = (k_end - k_begin) / kStep; steps > 0; --steps, k += kStep) {
@@ -173,17 +168,8 @@ template <class Config> struct XeWeightsB {
     }
   }
 
-  // What a sub-group without rows does: its share of the prefetches, and its part in the barriers.
   static void idle(const Weights& w, const Tokens& x, Place place, int32 k_begin, int32 k_end) {
-    if constexpr (Config::split_barrier) {
-      Prefetcher prefetcher(w, x, place, k_begin);
-      for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
-      for (int32 k = k_begin; k < k_end; k += kStep) {
-        arch::barrier_signal<kEmulated>();
-        prefetcher.step();
-        arch::barrier_wait<kEmulated>();
-      }
-    }
+    keep_pace<Config, Prefetcher>(w, x, place, k_begin, k_end, kStep);
   }
 };
 
