@@ -85,9 +85,7 @@ template <bool emulated, int32 element_bytes, int32 rows, int32 columns, int32 b
     int32 width, height, pitch, x, y;
     bool legal;
   };
-  template <bool, class P> struct Select { using type = P; };
-  template <class P> struct Select<false, P> { using type = int*; };
-  typename Select<emulated, Portable>::type payload;
+  typename Conditional<emulated, Portable, int*>::type payload;
 #endif
 
   // (x, y) is the first block's position in elements and rows.

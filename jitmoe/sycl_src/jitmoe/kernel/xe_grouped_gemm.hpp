@@ -72,30 +72,15 @@ inline void describe_quant(XeGroupedGemm& gemm, const Args& args) {
   }
 }
 
-// Elements that expert strides count.
-template <bool quantized> struct StoredWeights { using type = uint16; };
-template <> struct StoredWeights<true> { using type = uint8; };
-
 // Which operand the weights are, and so whether an accumulator's lanes are tokens or columns.
 template <class Config> constexpr bool kTokenLanes = Config::layout == Layout::nk && Config::simd == 16;
 template <class Config> constexpr bool kConverted = Quantized<Config> && !kIntegerDpas<Config>;  // codes to fp16
-template <class Config> struct SelectMainLoop { using type = mainloop::XeWeightsB<Config>; };
 template <class Config>
-  requires(kTokenLanes<Config> && !kConverted<Config>)
-struct SelectMainLoop<Config> {
-  using type = mainloop::XeWeightsA<Config>;
-};
-template <class Config>
-  requires(kTokenLanes<Config> && kConverted<Config>)
-struct SelectMainLoop<Config> {
-  using type = mainloop::XeCodesA<Config>;
-};
-template <class Config>
-  requires(!kTokenLanes<Config> && kConverted<Config>)
-struct SelectMainLoop<Config> {
-  using type = mainloop::XeCodesB<Config>;
-};
-template <class Config> using xe_main_loop_t = typename SelectMainLoop<Config>::type;
+using xe_main_loop_t =
+    typename Conditional<kTokenLanes<Config>,
+                         Conditional<kConverted<Config>, mainloop::XeCodesA<Config>, mainloop::XeWeightsA<Config>>,
+                         Conditional<kConverted<Config>, mainloop::XeCodesB<Config>, mainloop::XeWeightsB<Config>>>::
+        type::type;
 
 // Weights as A: epilogue.begin_row(row), then token_lanes(column, first, second): the lane's row, 8 columns from `column`.
 // Weights as B: epilogue.begin_rows(row), then column_lanes(column, first, second): 8 rows, lane n has column + n.
@@ -123,7 +108,7 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
         const int32 column = tile.column * tile_columns + place.n * gemm.column_step;
         const bool active = row < tile.count && column < gemm.columns;
 
-        using Stored = typename StoredWeights<Quantized<Config>>::type;
+        using Stored = typename Conditional<Quantized<Config>, uint8, uint16>::type;  // what expert strides count
         const int64 expert = tile.expert * gemm.w_expert_stride;
         const auto matrix = [&](const void* tensor) {
           return reinterpret_cast<const uint16*>(static_cast<const Stored*>(tensor) + expert);

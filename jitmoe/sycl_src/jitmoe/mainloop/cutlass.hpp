@@ -33,7 +33,13 @@
 
 namespace jitmoe::mainloop {
 
-template <class Config> struct Cutlass {
+template <class Config>
+using cutlass_tile_t =
+    typename Conditional<Config::layout == Layout::nk, TokenLaneTile<Config>, ColumnLaneTile<Config>>::type;
+
+template <class Config> struct Cutlass : cutlass_tile_t<Config> {
+  using Tile = cutlass_tile_t<Config>;
+  using Tile::kColumnBlocks, Tile::kTokenBlocks, Tile::kAccumulators, Tile::kUnroll, Tile::index;
   using Element = cutlass_element_t<Config::dtype>;
   static constexpr bool kEmulated = Config::emulated;
   static constexpr bool kWeightsAreA = Config::layout == Layout::nk;
@@ -50,14 +56,8 @@ template <class Config> struct Cutlass {
       cute::Layout<cute::Shape<cute::_1, cute::_1, cute::_1>>>::TiledMMA;
   static constexpr int32 kDpasK = 16, kDpasM = 8, kDpasN = 16;
 
-  // In the order of xe_grouped_gemm.hpp.
-  static constexpr int32 kUnroll = kEmulated ? 1 : 64;
-  static constexpr int32 kColumnBlocks = Config::tile_columns / (kWeightsAreA ? kDpasM : kDpasN);
-  static constexpr int32 kTokenBlocks = Config::tile_rows / (kWeightsAreA ? kDpasN : kDpasM);
   using Accumulator = arch::f32x8;
   static constexpr int32 kStep = mainloop::kStep;
-  static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
-  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
 
   // (columns, K) of one expert's matrix and (rows, K) of the row block, in global memory.
   static auto weight_tensor(const Weights& w, const Block& block) {

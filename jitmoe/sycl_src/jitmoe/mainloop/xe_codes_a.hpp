@@ -21,14 +21,12 @@ namespace jitmoe::mainloop {
 using arch::f32x8;
 using arch::u32x8;
 
-template <class Config> struct XeCodesA {
+template <class Config> struct XeCodesA : TokenLaneTile<Config> {
+  using Tile = TokenLaneTile<Config>;
+  using Tile::kColumnBlocks, Tile::kTokenBlocks, Tile::kAccumulators, Tile::kUnroll, Tile::index;
   using Accumulator = f32x8;
   static constexpr int32 kSimd = Config::simd;
-  static constexpr int32 kColumnBlocks = Config::tile_columns / arch::kDpasRows;
-  static constexpr int32 kTokenBlocks = Config::tile_rows / kSimd;
-  static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
   static constexpr bool kEmulated = Config::emulated;
-  static constexpr int32 kUnroll = kEmulated ? 1 : 64;
   static constexpr bool kNibbles = arch::is_4_bit(Config::encoding);
   static constexpr bool kBlockWeights = Config::weights == XeWeights::block2d;
   static constexpr int32 kChunks = kNibbles ? 2 : 1;  // of 32 k per step
@@ -48,8 +46,6 @@ template <class Config> struct XeCodesA {
   static constexpr int32 kWeightMessageRows = kWeightRows / kWeightMessages;
   static constexpr int32 kTokenShares = shares(Config::sub_groups_n, Config::tile_rows, 8);
   static constexpr int32 kTokenRows = Config::tile_rows / kTokenShares;
-
-  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
 
   static int32 code_bytes(int32 k) { return kNibbles ? (k + 1) / 2 : k; }
   static arch::Surface weight_surface(const Weights& w, int32 q) {
@@ -116,7 +112,8 @@ template <class Config> struct XeCodesA {
     Bytes block[2] = {{weight_surface(w, 0), w.first_k[0] + code_bytes(k_begin), w.column[0]},
                       {weight_surface(w, 1), w.first_k[1] + code_bytes(k_begin), w.column[1]}};
     arch::TransposedPayload<kEmulated> token_block(token_surface(x), k_begin / 2, x.first);
-    auto prefetcher = prefetcher_ahead<Config, Prefetcher>(w, x, place, k_begin);
+    Prefetcher prefetcher(w, x, place, k_begin);
+    for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
     TokenLaneScales<Config> scales(w, x, quant, expert, k_begin);
 
     int32 k = k_begin;

@@ -19,14 +19,12 @@ namespace jitmoe::mainloop {
 using arch::f32x8;
 using arch::u32x8;
 
-template <class Config> struct XeCodesB {
+template <class Config> struct XeCodesB : ColumnLaneTile<Config> {
+  using Tile = ColumnLaneTile<Config>;
+  using Tile::kColumnBlocks, Tile::kTokenBlocks, Tile::kAccumulators, Tile::kUnroll, Tile::index;
   using Accumulator = f32x8;
   static constexpr int32 kSimd = Config::simd;
-  static constexpr int32 kColumnBlocks = Config::tile_columns / kSimd;
-  static constexpr int32 kTokenBlocks = Config::tile_rows / arch::kDpasRows;
-  static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
   static constexpr bool kEmulated = Config::emulated;
-  static constexpr int32 kUnroll = kEmulated ? 1 : 64;
   static constexpr bool kNibbles = arch::is_4_bit(Config::encoding);
   static constexpr int32 kChunks = kNibbles ? 2 : 1;
   static constexpr int32 kStep = 32 * kChunks;
@@ -36,7 +34,6 @@ template <class Config> struct XeCodesB {
   static_assert(Config::weights != XeWeights::block2d && !Config::split_barrier);
   static_assert(kBlock % kStep == 0 || kBlock == 32, "scale blocks: whole chunks");
 
-  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
   static int32 code_bytes(int32 k) { return kNibbles ? (k + 1) / 2 : k; }
 
   // 32 bytes of the lane's row: bytes past the end are 0.

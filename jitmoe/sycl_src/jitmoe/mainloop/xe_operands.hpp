@@ -52,6 +52,19 @@ struct Place {
   int32 n;  // of Config::sub_groups_n that read the same tokens
 };
 
+// The accumulators of a tile, 32 B per lane each: index(q, j, i) is that of `columns` columns of block q and `tokens`
+// tokens. One of the two lies along the lanes, the other along the 8 elements.
+template <class Config, int32 columns, int32 tokens> struct AccumulatorTile {
+  static constexpr int32 kColumnBlocks = Config::tile_columns / columns, kTokenBlocks = Config::tile_rows / tokens;
+  static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
+  static constexpr int32 kUnroll = Config::emulated ? 1 : 64;  // all, for registers; none keeps the CPU build short
+  static_assert(Config::tile_columns % columns == 0 && Config::tile_rows % tokens == 0, "tile: whole dpas only");
+
+  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
+};
+template <class Config> using TokenLaneTile = AccumulatorTile<Config, 8, Config::simd>;
+template <class Config> using ColumnLaneTile = AccumulatorTile<Config, Config::simd, 8>;
+
 // The number of sub-groups that `items` of prefetching, `least` at a time, are shared out among.
 constexpr int32 shares(int32 sub_groups, int32 items, int32 least) {
   const int32 most = items / least;

@@ -11,19 +11,12 @@ inline arch::Surface token_surface(const Tokens& x) {
   return {x.rows, x.width * 2, x.count, int32(x.stride * 2)};
 }
 
-// A prefetcher that is Config::prefetch_steps ahead of k_begin.
-template <class Config, class Prefetcher>
-inline Prefetcher prefetcher_ahead(const Weights& w, const Tokens& x, Place place, int32 k_begin) {
-  Prefetcher prefetcher(w, x, place, k_begin);
-  for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
-  return prefetcher;
-}
-
 // What a sub-group without rows does: its share of the prefetches, and its part in the barriers.
 template <class Config, class Prefetcher>
 inline void keep_pace(const Weights& w, const Tokens& x, Place place, int32 k_begin, int32 k_end, int32 step) {
   if constexpr (Config::split_barrier) {
-    auto prefetcher = prefetcher_ahead<Config, Prefetcher>(w, x, place, k_begin);
+    Prefetcher prefetcher(w, x, place, k_begin);
+    for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
     for (int32 k = k_begin; k < k_end; k += step) {
       arch::barrier_signal<Config::emulated>();
       prefetcher.step();

@@ -130,16 +130,13 @@ template <class Config> struct TileScales {
 
 // Accumulators whose lanes are tokens: acc[q][j][i] element m = column 8j + m, lane n = token S*i + n. A factor of S
 // columns belongs to two of them.
-template <class Config> struct TokenLanes {
-  static constexpr int32 kColumnBlocks = Config::tile_columns / 8, kTokenBlocks = Config::tile_rows / Config::simd;
-  static constexpr int32 kUnroll = Config::emulated ? 1 : 64;
+template <class Config> struct TokenLanes : TokenLaneTile<Config> {
+  using Tile = TokenLaneTile<Config>;
+  using Tile::kColumnBlocks, Tile::kTokenBlocks, Tile::kUnroll, Tile::index;
   static_assert(Config::simd == 16, "two blocks of 8 columns per vector of factors");
-  using Accumulators = f32x8[2 * kColumnBlocks * kTokenBlocks];
-
-  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
 
   // Lane n of `factor`: of column S*v + n.
-  static void multiply_columns(Accumulators& acc, int32 q, int32 v, float factor) {
+  static void multiply_columns(f32x8 (&acc)[Tile::kAccumulators], int32 q, int32 v, float factor) {
     _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
       f32x8 &low = acc[index(q, 2 * v, i)], &high = acc[index(q, 2 * v + 1, i)];
       low = arch::scale_elements<Config::emulated, false>(low, factor);
@@ -147,7 +144,7 @@ template <class Config> struct TokenLanes {
     }
   }
   // Lane n of `factor`: of token S*i + n.
-  static void multiply_tokens(Accumulators& acc, int32 i, float factor) {
+  static void multiply_tokens(f32x8 (&acc)[Tile::kAccumulators], int32 i, float factor) {
     _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
       _Pragma("unroll(kUnroll)") for (int32 j = 0; j < kColumnBlocks; ++j) {
         f32x8& sum = acc[index(q, j, i)];
@@ -157,18 +154,15 @@ template <class Config> struct TokenLanes {
 };
 
 // Accumulators whose lanes are columns: acc[q][j][i] element m = token S*i + m, lane n = column S*j + n, S = 8.
-template <class Config> struct ColumnLanes {
-  static constexpr int32 kColumnBlocks = Config::tile_columns / Config::simd, kTokenBlocks = Config::tile_rows / 8;
-  static constexpr int32 kUnroll = Config::emulated ? 1 : 64;
+template <class Config> struct ColumnLanes : ColumnLaneTile<Config> {
+  using Tile = ColumnLaneTile<Config>;
+  using Tile::kColumnBlocks, Tile::kTokenBlocks, Tile::kUnroll, Tile::index;
   static_assert(Config::simd == 8, "a lane per token of a block");
-  using Accumulators = f32x8[2 * kColumnBlocks * kTokenBlocks];
 
-  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
-
-  static void multiply_columns(Accumulators& acc, int32 q, int32 j, float factor) {
+  static void multiply_columns(f32x8 (&acc)[Tile::kAccumulators], int32 q, int32 j, float factor) {
     _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) acc[index(q, j, i)] *= factor;
   }
-  static void multiply_tokens(Accumulators& acc, int32 i, float factor) {
+  static void multiply_tokens(f32x8 (&acc)[Tile::kAccumulators], int32 i, float factor) {
     f32x8 tokens;
     _Pragma("unroll") for (int32 m = 0; m < 8; ++m) tokens[m] = arch::shuffle(factor, m);
     _Pragma("unroll(kUnroll)") for (int32 q = 0; q < 2; ++q)
@@ -182,7 +176,7 @@ template <class Config, class Lanes> struct LaneScales {
   static constexpr int32 kSimd = Config::simd;
   static constexpr int32 kVectors = Config::tile_columns / kSimd, kTokenBlocks = Lanes::kTokenBlocks;
   static constexpr int32 kUnroll = Lanes::kUnroll;
-  using Accumulators = typename Lanes::Accumulators;
+  using Accumulators = f32x8[Lanes::kAccumulators];
 
   TileScales<Config> all;
   RunningScale w_scale[2][kVectors], x_scale[kTokenBlocks];

@@ -22,24 +22,19 @@ namespace jitmoe::mainloop {
 using arch::f32x8;
 using arch::u32x8;
 
-template <class Config> struct XeWeightsA {
+template <class Config> struct XeWeightsA : TokenLaneTile<Config> {
+  using Tile = TokenLaneTile<Config>;
+  using Tile::kColumnBlocks, Tile::kTokenBlocks, Tile::kAccumulators, Tile::kUnroll, Tile::index;
   // int8_dpas: codes and quantized tokens stay bytes, two to an element of this loop, and a step is 64 of them.
   static constexpr bool kInteger = kIntegerDpas<Config>;
-  template <bool, class T> struct Select { using type = T; };
-  template <class T> struct Select<true, T> { using type = arch::i32x8; };
-  using Accumulator = typename Select<kInteger, f32x8>::type;
+  using Accumulator = typename Conditional<kInteger, arch::i32x8, f32x8>::type;
   static constexpr int32 kStep = mainloop::kStep;
   static constexpr int32 kSimd = Config::simd;
-  static constexpr int32 kColumnBlocks = Config::tile_columns / arch::kDpasRows;
-  static constexpr int32 kTokenBlocks = Config::tile_rows / kSimd;
-  static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
   static constexpr bool kEmulated = Config::emulated;
-  static constexpr int32 kUnroll = kEmulated ? 1 : 64;  // all, for registers; none keeps the CPU device's build short
   static constexpr bool kBlockWeights = Config::weights == XeWeights::block2d;
   static constexpr bool kBlockTokens = Config::tokens == XeTokens::block2d;
   using A = arch::dpas_a_t<kSimd>;
   static_assert(kSimd == 16 && Config::layout == Layout::nk && Config::weights != XeWeights::row, "see XeWeightsB");
-  static_assert(Config::tile_rows % kSimd == 0 && Config::tile_columns % arch::kDpasRows == 0, "tile: whole dpas only");
 
   static constexpr int32 kLoadRows = Config::tile_columns < 32 ? Config::tile_columns : 32;  // rows per weight load
   static constexpr int32 kLoads = Config::tile_columns / kLoadRows;
@@ -51,8 +46,6 @@ template <class Config> struct XeWeightsA {
   static constexpr int32 kWeightMessageRows = kWeightRows / kWeightMessages;
   static constexpr int32 kTokenShares = shares(Config::sub_groups_n, Config::tile_rows, 8);
   static constexpr int32 kTokenRows = Config::tile_rows / kTokenShares;
-
-  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
 
   static Accumulator multiply(A a, u32x8 b, Accumulator c) {
     if constexpr (kInteger) return arch::dpas_int8<kEmulated>(a, b, c);
@@ -131,7 +124,8 @@ template <class Config> struct XeWeightsA {
         {weight_surface(w, 1), w.first_k[1] + k_begin, w.column[1]}};
     arch::TransposedPayload<kEmulated> token_block(kBlockTokens ? token_surface(x) : weight_surface(w, 0), k_begin / 2,
                                                    x.first);
-    auto prefetcher = prefetcher_ahead<Config, Prefetcher>(w, x, place, k_begin);
+    Prefetcher prefetcher(w, x, place, k_begin);
+    for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
 
     [[maybe_unused]] int32 k = k_begin;  // of operands without a descriptor
     for (int32 steps = (k_end - k_begin) / kStep; steps > 0; --steps, k += kStep) {

@@ -19,22 +19,19 @@ namespace jitmoe::mainloop {
 using arch::f32x8;
 using arch::u32x8;
 
-template <class Config> struct XeWeightsB {
+template <class Config> struct XeWeightsB : ColumnLaneTile<Config> {
+  using Tile = ColumnLaneTile<Config>;
+  using Tile::kColumnBlocks, Tile::kTokenBlocks, Tile::kAccumulators, Tile::kUnroll, Tile::index;
   using Accumulator = f32x8;
   static constexpr int32 kStep = mainloop::kStep;
   static constexpr int32 kSimd = Config::simd;
-  static constexpr int32 kColumnBlocks = Config::tile_columns / kSimd;
-  static constexpr int32 kTokenBlocks = Config::tile_rows / arch::kDpasRows;
-  static constexpr int32 kAccumulators = 2 * kColumnBlocks * kTokenBlocks;
   static constexpr bool kEmulated = Config::emulated;
-  static constexpr int32 kUnroll = kEmulated ? 1 : 64;  // all, for registers; none keeps the CPU device's build short
   static constexpr bool kBlockWeights = Config::weights == XeWeights::block2d;
   static constexpr bool kBlockTokens = Config::tokens == XeTokens::block2d;
   using A = arch::dpas_a_t<kSimd>;
   static_assert(Config::layout == Layout::kn || kSimd == 8, "see XeWeightsA");
   static_assert(Config::layout == Layout::kn || !kBlockWeights, "2D blocks of [N][K] weights are A operands");
   static_assert(Config::layout == Layout::nk || Config::weights != XeWeights::row, "[K][N] has no contiguous K rows");
-  static_assert(Config::tile_columns % kSimd == 0 && Config::tile_rows % arch::kDpasRows == 0, "tile: whole dpas only");
   static_assert(!(kBlockWeights || kBlockTokens) || kSimd == 16, "2D blocks need sub-group size 16");
   static_assert(kBlockTokens || kSimd == 8, "packed rows are read by 2D blocks at sub-group size 16");
 
@@ -43,8 +40,6 @@ template <class Config> struct XeWeightsB {
   static constexpr int32 kLoadBlocks = Config::tile_columns % 32 == 0 ? 2 : 1;  // blocks of 16 columns per weight load
   static constexpr int32 kTokenShares = shares(Config::sub_groups_n, Config::tile_rows, 8);
   static constexpr int32 kTokenRows = Config::tile_rows / kTokenShares;
-
-  static int32 index(int32 q, int32 j, int32 i) { return (q * kColumnBlocks + j) * kTokenBlocks + i; }
 
   static arch::Surface weight_surface(const Weights& w, int32 q) {
     return {block_of(w, q).matrix, w.columns * 2, w.k, int32(w.stride * 2)};
@@ -115,7 +110,8 @@ template <class Config> struct XeWeightsB {
         row[r] = x.rows + m * x.stride;
       }
     }
-    auto prefetcher = prefetcher_ahead<Config, Prefetcher>(w, x, place, k_begin);
+    Prefetcher prefetcher(w, x, place, k_begin);
+    for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
 
     [[maybe_unused]] int32 k = k_begin;  // of operands without a descriptor
     for (int32 steps = (k_end - k_begin) / kStep; steps > 0; --steps, k += kStep) {
