@@ -30,11 +30,8 @@ from jitmoe.plan import cutlass, planner_for, xe
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.topk_xe import XeTopK
 from jitmoe.plan.xe_specs import (
+    QuantConstants,
     XeGemm,
-    XeQuantDown,
-    XeQuantGateUp,
-    XeQuantVectorDown,
-    XeQuantVectorGateUp,
     XeSpec,
     XeVectorDown,
     XeVectorGateUp,
@@ -193,7 +190,7 @@ def describe(spec: XeSpec) -> str:
 
 def _codes(spec: XeSpec) -> str:
     """Returns how a kernel's weights and inputs are quantized."""
-    if not isinstance(spec, (XeQuantGateUp, XeQuantDown, XeQuantVectorGateUp, XeQuantVectorDown)):
+    if not isinstance(spec, QuantConstants):
         return ""
     zero = " zero-point" if spec.has_zero_point else ""
     integers = " int8-dpas" if getattr(spec, "int8_dpas", False) else ""

@@ -28,6 +28,7 @@ from jitmoe.plan.xe_specs import (
     XePack,
     XeQuantDown,
     XeQuantGateUp,
+    XeQuantGemm,
     XeQuantize,
     XeQuantVectorDown,
     XeQuantVectorGateUp,
@@ -288,7 +289,7 @@ def quantize_kernel(problem: MoEProblem, name: str, simd: int, gemm: XeSpec) -> 
         return None
     stride = problem.a1_scale_stride if name == "w1" else problem.a2_scale_stride
     to = DType.FP16 if isinstance(gemm, XeGemm) else DType.FP32
-    if isinstance(gemm, (XeQuantGateUp, XeQuantDown)) and gemm.int8_dpas:
+    if isinstance(gemm, XeQuantGemm) and gemm.int8_dpas:
         to = DType.INT8
     is_rounded = problem.input_quant is not None
     return XeQuantize(
@@ -665,17 +666,17 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
     w1 = {"w_expert_stride": problem.w1_expert_stride, "w_stride": problem.w1_stride}
     if isinstance(gate_up, XeGateUp):
         column_tiles = ceil_div(inter_pitch, gate_up.sub_groups_n * gate_up.tile_columns)  # at most, ungated half
-        x_stride = problem.x_row_stride if gate_up.tokens is XeTokens.GATHER else packed_pitch
-        extra = {"x_stride": x_stride}
+        gathers = gate_up.tokens is XeTokens.GATHER
     else:
         column_tiles = ceil_div(i, gate_up.local_size)
-        extra = {"x_row_stride": problem.x_row_stride if problem.w1_quant is None else packed_pitch}
+        gathers = problem.w1_quant is None
+    w1["x_stride"] = problem.x_row_stride if gathers else packed_pitch
     grid = _grid(device, arch, gate_up, max_blocks * column_tiles)
     if problem.w1_quant is not None:
-        extra |= quant_scalars(problem.w1_quant, x_blocks)
-    gate_up_launch = launch(gate_up, grid, gate_up.local_size, **shared, **w1, **extra, **numbers)
+        w1 |= quant_scalars(problem.w1_quant, x_blocks)
+    gate_up_launch = launch(gate_up, grid, gate_up.local_size, **shared, **w1, **numbers)
     if problem.w1_quant is not None:
-        w1_names = {"w_scale": "w1_scale", "w_zero_point": "w1_zero_point", "hidden_states": "packed_x"}
+        w1_names = {"w_scale": "w1_scale", "w_zero_point": "w1_zero_point"}
         gate_up_launch = dataclasses.replace(gate_up_launch, aliases=w1_names)
     steps.append(gate_up_launch)
 

@@ -160,89 +160,6 @@ class XeGemm(XeSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class XeGateUp(XeGemm):
-    """First grouped GEMM with the activation."""
-
-    KERNEL: ClassVar[str] = "xe_gate_up"
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        """in hidden_states, in packed_x, in w1, in w1_up, in w1_bias, in topk_weights, in sorted_pairs, in blocks,
-        in num_blocks, out inter, int32 hidden_size, int32 intermediate_size, int32 top_k, int32 inter_pitch,
-        int64 x_stride, int64 w_expert_stride, int64 w_stride, int64 topk_weights_row_stride, float32 swiglu_alpha,
-        float32 swiglu_limit"""
-    )
-    activation: Activation
-    gate_up: GateUp
-    has_limit: bool
-    has_bias: bool
-    bias_dtype: DType  # fp32 without a bias
-    router_weight_on_input: bool
-    topk_weights_dtype: DType  # fp32 unless router_weight_on_input
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class XeDown(XeGemm):
-    """Second grouped GEMM with the routing weight."""
-
-    KERNEL: ClassVar[str] = "xe_down"
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        """in inter, in w2, in w2_bias, in topk_weights, in sorted_pairs, in blocks, in num_blocks, out partial,
-        int32 hidden_size, int32 intermediate_size, int32 top_k, int32 first_column, int32 num_columns,
-        int32 partial_pitch, int64 inter_pitch, int64 w_expert_stride, int64 w_stride,
-        int64 topk_weights_row_stride"""
-    )
-    has_bias: bool
-    bias_dtype: DType  # fp32 without a bias
-    weighted: bool  # by the routing weight; False where the first GEMM has applied it
-    topk_weights_dtype: DType  # fp32 unless weighted
-
-
-QUANT_ARGUMENTS = arguments(
-    """in w_scale, in w_zero_point, in x_scale, int32 block_n, int32 x_blocks, int64 scale_expert_stride,
-    int64 scale_n_stride, int64 scale_k_stride, int64 zero_expert_stride, int64 zero_n_stride, int64 zero_k_stride"""
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class XeQuantGateUp(XeGateUp):
-    """First grouped GEMM with quantized weights."""
-
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = XeGateUp.ARGUMENTS + QUANT_ARGUMENTS
-    encoding: Encoding
-    scale_dtype: DType
-    has_zero_point: bool
-    block_k: int  # of the weights' scales; 0: all of K
-    fp32_inter: bool  # results stay fp32, as the second GEMM quantizes its inputs
-    x_block_k: int  # of the inputs' scales
-    int8_dpas: bool  # integers on both sides, else codes become fp16
-
-    @property
-    def large_grf(self) -> bool:
-        return quant_large_grf(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class XeQuantDown(XeDown):
-    """Second grouped GEMM with quantized weights."""
-
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = XeDown.ARGUMENTS + QUANT_ARGUMENTS
-    encoding: Encoding
-    scale_dtype: DType
-    has_zero_point: bool
-    block_k: int
-    x_block_k: int
-    int8_dpas: bool
-
-    @property
-    def large_grf(self) -> bool:
-        return quant_large_grf(self)
-
-
-def quant_large_grf(spec: XeQuantGateUp | XeQuantDown) -> bool:
-    """Codes, converted codes, scales and zero points come on top of what a GEMM of 16-bit weights keeps."""
-    return not spec.int8_dpas or spec.accumulator_registers >= LARGE_GRF_SLICED_ACCUMULATORS[spec.simd]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class XeVector(XeSpec):
     """What both grouped GEMMs without dpas have."""
 
@@ -257,67 +174,142 @@ class XeVector(XeSpec):
         return self.sub_groups * self.simd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class XeVectorGateUp(XeVector):
-    """First grouped GEMM for GPUs without dpas, and for fp32."""
+# No slots: the next ones are mixed into classes that have slots of their own.
 
-    KERNEL: ClassVar[str] = "xe_vector_gate_up"
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        """in hidden_states, in w1, in w1_up, in w1_bias, in topk_weights, in sorted_pairs, in blocks, in num_blocks,
-        out inter, int32 hidden_size, int32 intermediate_size, int32 top_k, int32 inter_pitch, int64 x_row_stride,
-        int64 w_expert_stride, int64 w_stride, int64 topk_weights_row_stride, float32 swiglu_alpha,
-        float32 swiglu_limit"""
-    )
-    emulated: bool
+
+@dataclass(frozen=True, kw_only=True)
+class EpilogueConstants:
+    """What both GEMMs do with their sums."""
+
+    has_bias: bool
+    bias_dtype: DType  # fp32 without a bias
+    topk_weights_dtype: DType  # fp32 in the GEMM that does not apply the routing weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateUpConstants(EpilogueConstants):
+    """What the first GEMM does with its sums."""
+
     activation: Activation
     gate_up: GateUp
     has_limit: bool
-    has_bias: bool
-    bias_dtype: DType  # fp32 without a bias
     router_weight_on_input: bool
-    topk_weights_dtype: DType  # fp32 unless router_weight_on_input
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownConstants(EpilogueConstants):
+    """What the second GEMM does with its sums."""
+
+    weighted: bool  # by the routing weight; False where the first GEMM has applied it
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantConstants:
+    """How weights and inputs are quantized."""
+
+    encoding: Encoding
+    scale_dtype: DType
+    has_zero_point: bool
+    block_k: int  # of the weights' scales; 0: all of K
+    x_block_k: int  # of the inputs' scales
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantGateUpConstants(QuantConstants):
+    """What the first GEMM with quantized weights has besides."""
+
+    fp32_inter: bool  # results stay fp32, as the second GEMM quantizes its inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class XeQuantGemm(QuantConstants, XeGemm):
+    """What both grouped GEMMs with quantized weights have."""
+
+    int8_dpas: bool  # integers on both sides, else codes become fp16
+
+    @property
+    def large_grf(self) -> bool:
+        """Codes, converted codes, scales and zero points come on top of what a GEMM of 16-bit weights keeps."""
+        return not self.int8_dpas or self.accumulator_registers >= LARGE_GRF_SLICED_ACCUMULATORS[self.simd]
+
+
+GATE_UP_ARGUMENTS = arguments(
+    """in hidden_states, in packed_x, in w1, in w1_up, in w1_bias, in topk_weights, in sorted_pairs, in blocks,
+    in num_blocks, out inter, int32 hidden_size, int32 intermediate_size, int32 top_k, int32 inter_pitch,
+    int64 x_stride, int64 w_expert_stride, int64 w_stride, int64 topk_weights_row_stride, float32 swiglu_alpha,
+    float32 swiglu_limit"""
+)
+DOWN_ARGUMENTS = arguments(
+    """in inter, in w2, in w2_bias, in topk_weights, in sorted_pairs, in blocks, in num_blocks, out partial,
+    int32 hidden_size, int32 intermediate_size, int32 top_k, int32 first_column, int32 num_columns,
+    int32 partial_pitch, int64 inter_pitch, int64 w_expert_stride, int64 w_stride, int64 topk_weights_row_stride"""
+)
+QUANT_ARGUMENTS = arguments(
+    """in w_scale, in w_zero_point, in x_scale, int32 block_n, int32 x_blocks, int64 scale_expert_stride,
+    int64 scale_n_stride, int64 scale_k_stride, int64 zero_expert_stride, int64 zero_n_stride, int64 zero_k_stride"""
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class XeVectorDown(XeVector):
+class XeGateUp(GateUpConstants, XeGemm):
+    """First grouped GEMM with the activation."""
+
+    KERNEL: ClassVar[str] = "xe_gate_up"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = GATE_UP_ARGUMENTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeDown(DownConstants, XeGemm):
+    """Second grouped GEMM with the routing weight."""
+
+    KERNEL: ClassVar[str] = "xe_down"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = DOWN_ARGUMENTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeQuantGateUp(QuantGateUpConstants, XeQuantGemm, XeGateUp):
+    """First grouped GEMM with quantized weights."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = GATE_UP_ARGUMENTS + QUANT_ARGUMENTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeQuantDown(XeQuantGemm, XeDown):
+    """Second grouped GEMM with quantized weights."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = DOWN_ARGUMENTS + QUANT_ARGUMENTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeVectorGateUp(GateUpConstants, XeVector):
+    """First grouped GEMM for GPUs without dpas, and for fp32."""
+
+    KERNEL: ClassVar[str] = "xe_vector_gate_up"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = GATE_UP_ARGUMENTS
+
+    emulated: bool  # as of XeGemm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeVectorDown(DownConstants, XeVector):
     """Second grouped GEMM for GPUs without dpas, and for fp32."""
 
     KERNEL: ClassVar[str] = "xe_vector_down"
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
-        """in inter, in w2, in w2_bias, in topk_weights, in sorted_pairs, in blocks, in num_blocks, out partial,
-        int32 hidden_size, int32 intermediate_size, int32 top_k, int32 first_column, int32 num_columns,
-        int32 partial_pitch, int64 inter_pitch, int64 w_expert_stride, int64 w_stride,
-        int64 topk_weights_row_stride"""
-    )
-    has_bias: bool
-    bias_dtype: DType  # fp32 without a bias
-    weighted: bool  # by the routing weight; False where the first GEMM has applied it
-    topk_weights_dtype: DType  # fp32 unless weighted
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = DOWN_ARGUMENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class XeQuantVectorGateUp(XeVectorGateUp):
+class XeQuantVectorGateUp(QuantGateUpConstants, XeVectorGateUp):
     """First grouped GEMM with quantized weights for GPUs without dpas, fp32, and blocks that dpas kernels lack."""
 
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = XeVectorGateUp.ARGUMENTS + QUANT_ARGUMENTS
-    encoding: Encoding
-    scale_dtype: DType
-    has_zero_point: bool
-    block_k: int
-    fp32_inter: bool  # results stay fp32, as the second GEMM quantizes its inputs
-    x_block_k: int
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = GATE_UP_ARGUMENTS + QUANT_ARGUMENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class XeQuantVectorDown(XeVectorDown):
+class XeQuantVectorDown(QuantConstants, XeVectorDown):
     """Second grouped GEMM of the same kind."""
 
-    ARGUMENTS: ClassVar[tuple[Argument, ...]] = XeVectorDown.ARGUMENTS + QUANT_ARGUMENTS
-    encoding: Encoding
-    scale_dtype: DType
-    has_zero_point: bool
-    block_k: int
-    x_block_k: int
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = DOWN_ARGUMENTS + QUANT_ARGUMENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

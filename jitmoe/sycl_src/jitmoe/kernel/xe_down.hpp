@@ -1,20 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Second grouped GEMM with the routing weight inside: partial[p] = v(p) * (inter[r] Wdown_e^T + bias_e)[columns]
-//
-//   r = sorted pair, p = sorted_pairs[r] = token * top_k + slot; columns = [first_column, first_column + num_columns)
-//   v(p) = topk_weights[p]; 1 if the first GEMM has applied it (!weighted)
-//   Rows go back to the order of the pairs here, for free: each lane stores its own token's columns.
-//
-// | tensor       | shape                  | dtype            | layout, owner
-// | inter        | [pairs][inter_pitch]   | dtype            | zeros after column I; workspace
-// | w2           | [E][H][I] or           | dtype            | nk: row stride w_stride; kn: [E][I][H]
-// |              |                        |                  | Quantized: codes, w_scale, w_zero_point (mainloop/
-// |              |                        |                  | xe_scales.hpp), and inter and x_scale of xe_quantize
-// | w2_bias      | [E][H]                 | bias_dtype       | read if has_bias; caller's
-// | topk_weights | [M][k]                 | topk_weights_dtype | row stride topk_weights_row_stride, caller's
-// | sorted_pairs | [pairs]                | int32            | workspace
-// | blocks       | [num_blocks][4]        | int32            | workspace; at most sub_groups_m * tile_rows rows each
-// | partial      | [pairs][partial_pitch] | fp32             | workspace; rows of pairs without an expert stay unwritten
+// Second grouped GEMM with the routing weight inside (formula and tensors: kernel/xe_gemm_args.hpp).
 //
 // nd_range, SLM: kernel/xe_grouped_gemm.hpp. GRF: as xe_gate_up. A wide H is done in column chunks, each followed by its
 // combine, to bound `partial`. Needs: partial_pitch a multiple of 8 and >= num_columns; inter_pitch a multiple of 32.
@@ -22,42 +7,10 @@
 #pragma once
 
 #include <jitmoe/arch/convert.hpp>
+#include <jitmoe/kernel/xe_gemm_args.hpp>
 #include <jitmoe/kernel/xe_grouped_gemm.hpp>
 
 namespace jitmoe::kernel {
-
-struct XeDownArgs {
-  const void* inter;
-  const void* w2;
-  const void* w2_bias;
-  const void* topk_weights;
-  const void* sorted_pairs;
-  const void* blocks;
-  const void* num_blocks;
-  void* partial;
-  int32 hidden_size;
-  int32 intermediate_size;
-  int32 top_k;
-  int32 first_column;
-  int32 num_columns;
-  int32 partial_pitch;
-  int64 inter_pitch;
-  int64 w_expert_stride;
-  int64 w_stride;
-  int64 topk_weights_row_stride;
-  // Of quantized weights.
-  const void* w_scale = nullptr;
-  const void* w_zero_point = nullptr;
-  const void* x_scale = nullptr;
-  int32 block_n = 0;
-  int32 x_blocks = 0;
-  int64 scale_expert_stride = 0;
-  int64 scale_n_stride = 0;
-  int64 scale_k_stride = 0;
-  int64 zero_expert_stride = 0;
-  int64 zero_n_stride = 0;
-  int64 zero_k_stride = 0;
-};
 
 template <class Config> struct XeDownEpilogue {
   const XeDownArgs& args;
@@ -125,16 +78,10 @@ template <class Config> struct XeDownEpilogue {
 };
 
 template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_down(const XeDownArgs& args) {
-  XeGroupedGemm gemm{};
+  XeGroupedGemm gemm = grouped_gemm_of(args);
   gemm.x = args.inter;
-  gemm.sorted_pairs = static_cast<const int32*>(args.sorted_pairs);
-  gemm.blocks = static_cast<const int32*>(args.blocks);
-  gemm.num_blocks = static_cast<const int32*>(args.num_blocks);
   gemm.w[0] = gemm.w[1] = args.w2;
   gemm.x_stride = args.inter_pitch;
-  gemm.w_expert_stride = args.w_expert_stride;
-  gemm.w_stride = args.w_stride;
-  gemm.top_k = args.top_k;
   gemm.k = args.intermediate_size;
   gemm.w_columns = args.hidden_size;
   gemm.first_column = args.first_column;

@@ -1,22 +1,5 @@
 // SPDX-License-Identifier: MIT
-// First grouped GEMM with the activation inside: inter[r] = act(g) * u, g and u = v(r) * x[t(r)] W_e^T + bias_e
-//
-//   r = sorted pair (rows of one expert are neighbours), p(r) = sorted_pairs[r], t(r) = p(r) / top_k, e = expert of r's row
-//   block; v(r) = topk_weights[p(r)] if router_weight_on_input, else 1; activations: epilogue/xe_activation.hpp
-//
-// | tensor        | shape               | dtype  | layout, owner
-// | hidden_states | [M][H]              | dtype  | row stride x_stride; read if tokens == gather; caller's
-// | packed_x      | [pairs][x_stride]   | dtype  | rows by sorted pair, zeros after H; read otherwise; workspace;
-// |               |                     |        | Quantized: fp16 or int8, and x_scale (kernel/xe_quantize.hpp)
-// | w1            | [E][N][H] or        | dtype  | nk: row stride w_stride; kn: [E][H][N]; N = 2I: gate 0..I-1, up I..2I-1,
-// |               |                     |        | or g0 u0 g1 u1 ... if interleaved; N = I if separate or ungated
-// |               |                     |        | Quantized: codes, w_scale, w_zero_point (mainloop/xe_scales.hpp)
-// | w1_up         | as w1               | dtype  | the up rows if separate
-// | w1_bias       | [E][rows]           | bias_dtype | ordered like w1's rows, w1_up's after them; read if has_bias
-// | topk_weights  | [M][k]              | topk_weights_dtype | row stride topk_weights_row_stride; if router_weight_on_input
-// | sorted_pairs  | [pairs]             | int32  | workspace
-// | blocks        | [num_blocks][4]     | int32  | workspace; at most sub_groups_m * tile_rows rows each
-// | inter         | [pairs][inter_pitch]| dtype  | workspace; columns I..inter_pitch-1 become zeros; fp32 if fp32_inter
+// First grouped GEMM with the activation inside (formula and tensors: kernel/xe_gemm_args.hpp).
 //
 // nd_range, SLM: kernel/xe_grouped_gemm.hpp. GRF: 256 if tile_rows * 2 * tile_columns >= 2048 (the spec's large_grf).
 // Needs: inter_pitch a multiple of 32; operand alignment as arch/choices.hpp says for Config::weights and tokens.
@@ -25,44 +8,10 @@
 
 #include <jitmoe/arch/convert.hpp>
 #include <jitmoe/epilogue/xe_activation.hpp>
+#include <jitmoe/kernel/xe_gemm_args.hpp>
 #include <jitmoe/kernel/xe_grouped_gemm.hpp>
 
 namespace jitmoe::kernel {
-
-struct XeGateUpArgs {
-  const void* hidden_states;
-  const void* packed_x;
-  const void* w1;
-  const void* w1_up;
-  const void* w1_bias;
-  const void* topk_weights;
-  const void* sorted_pairs;
-  const void* blocks;
-  const void* num_blocks;
-  void* inter;
-  int32 hidden_size;
-  int32 intermediate_size;
-  int32 top_k;
-  int32 inter_pitch;
-  int64 x_stride;
-  int64 w_expert_stride;
-  int64 w_stride;
-  int64 topk_weights_row_stride;
-  float swiglu_alpha;
-  float swiglu_limit;
-  // Of quantized weights.
-  const void* w_scale = nullptr;
-  const void* w_zero_point = nullptr;
-  const void* x_scale = nullptr;
-  int32 block_n = 0;
-  int32 x_blocks = 0;
-  int64 scale_expert_stride = 0;
-  int64 scale_n_stride = 0;
-  int64 scale_k_stride = 0;
-  int64 zero_expert_stride = 0;
-  int64 zero_n_stride = 0;
-  int64 zero_k_stride = 0;
-};
 
 template <class Config> struct XeGateUpEpilogue {
   static constexpr bool kUngated = Config::gate_up == GateUp::ungated;
@@ -183,17 +132,12 @@ template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_
   constexpr bool kUngated = Config::gate_up == GateUp::ungated, kSeparate = Config::gate_up == GateUp::separate;
   constexpr bool kInterleaved = Config::gate_up == GateUp::interleaved;
   constexpr bool kAlternatingRows = kInterleaved && Config::layout == Layout::nk;
-  XeGroupedGemm gemm{};
+  XeGroupedGemm gemm = grouped_gemm_of(args);
   gemm.x = Config::tokens == XeTokens::gather ? args.hidden_states : args.packed_x;
-  gemm.sorted_pairs = static_cast<const int32*>(args.sorted_pairs);
-  gemm.blocks = static_cast<const int32*>(args.blocks);
-  gemm.num_blocks = static_cast<const int32*>(args.num_blocks);
   gemm.w[0] = args.w1;
   gemm.w[1] = kSeparate ? args.w1_up : args.w1;
   gemm.x_stride = args.x_stride;
-  gemm.w_expert_stride = args.w_expert_stride;
-  gemm.w_stride = kAlternatingRows ? 2 * args.w_stride : args.w_stride;
-  gemm.top_k = args.top_k;
+  if constexpr (kAlternatingRows) gemm.w_stride *= 2;
   gemm.k = args.hidden_size;
   gemm.w_columns = kUngated || kSeparate || kAlternatingRows ? args.intermediate_size : 2 * args.intermediate_size;
   gemm.first_column = 0;

@@ -60,7 +60,18 @@ template <int32 simd> inline f32x8 every_other(f32x8 low, f32x8 high, int32 odd)
   return out;
 }
 
-// Fills in what only quantized weights have, from the arguments that both kernels name alike.
+// The fields that both kernels' arguments have under one name; describe_quant fills in those of quantized weights, last.
+template <class Args> inline XeGroupedGemm grouped_gemm_of(const Args& args) {
+  XeGroupedGemm gemm{};
+  gemm.sorted_pairs = static_cast<const int32*>(args.sorted_pairs);
+  gemm.blocks = static_cast<const int32*>(args.blocks);
+  gemm.num_blocks = static_cast<const int32*>(args.num_blocks);
+  gemm.w_expert_stride = args.w_expert_stride;
+  gemm.w_stride = args.w_stride;
+  gemm.top_k = args.top_k;
+  return gemm;
+}
+
 template <class Config, class Args>
 inline void describe_quant(XeGroupedGemm& gemm, const Args& args) {
   gemm.quant = mainloop::quant_of(args);

@@ -1,56 +1,21 @@
 // SPDX-License-Identifier: MIT
-// Second grouped GEMM with the routing weight, without dpas: tensors and formula as kernel/xe_down.hpp; nd_range and
+// Second grouped GEMM with the routing weight, without dpas (formula and tensors: kernel/xe_gemm_args.hpp); nd_range and
 // numerics as mainloop/xe_vector.hpp. Row blocks hold at most tile_rows rows.
 #pragma once
 
 #include <jitmoe/epilogue/routing_weight.hpp>
+#include <jitmoe/kernel/xe_gemm_args.hpp>
 #include <jitmoe/mainloop/xe_vector_codes.hpp>
 
 namespace jitmoe::kernel {
 
-using epilogue::routing_weight;
-
-struct XeVectorDownArgs {
-  const void* inter;
-  const void* w2;
-  const void* w2_bias;
-  const void* topk_weights;
-  const void* sorted_pairs;
-  const void* blocks;
-  const void* num_blocks;
-  void* partial;
-  int32 hidden_size;
-  int32 intermediate_size;
-  int32 top_k;
-  int32 first_column;
-  int32 num_columns;
-  int32 partial_pitch;
-  int64 inter_pitch;
-  int64 w_expert_stride;
-  int64 w_stride;
-  int64 topk_weights_row_stride;
-  // Of quantized weights.
-  const void* w_scale = nullptr;
-  const void* w_zero_point = nullptr;
-  const void* x_scale = nullptr;
-  int32 block_n = 0;
-  int32 x_blocks = 0;
-  int64 scale_expert_stride = 0;
-  int64 scale_n_stride = 0;
-  int64 scale_k_stride = 0;
-  int64 zero_expert_stride = 0;
-  int64 zero_n_stride = 0;
-  int64 zero_k_stride = 0;
-};
-
-template <class Config> inline void xe_vector_down(const XeVectorDownArgs& args) {
+template <class Config> inline void xe_vector_down(const XeDownArgs& args) {
   constexpr int32 kRows = Config::tile_rows, kColumns = Config::sub_groups * Config::simd;
   const auto item = nd_item<1>();
   const auto* pairs = static_cast<const int32*>(args.sorted_pairs);
   mainloop::VectorOperands<Config> operands{
       {args.w2, args.w2}, args.w_expert_stride, args.w_stride, args.hidden_size, args.intermediate_size, {}};
-  if constexpr (Quantized<Config>)
-    operands.quant = mainloop::quant_of(args);
+  if constexpr (Quantized<Config>) operands.quant = mainloop::quant_of(args);
   const int32 num_column_tiles = (args.num_columns + 2 * kColumns - 1) / (2 * kColumns);
 
   scheduler::for_each_tile(
@@ -70,15 +35,13 @@ template <class Config> inline void xe_vector_down(const XeVectorDownArgs& args)
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m)
           rows[m] = tile.first + (m < tile.count ? m : tile.count - 1);
         float acc[2][kRows] = {};
-        mainloop::run_vector<Config>(acc, operands, tile.expert, columns,
-                                     args.inter,
-                                     args.inter_pitch, rows);
+        mainloop::run_vector<Config>(acc, operands, tile.expert, columns, args.inter, args.inter_pitch, rows);
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
           if (m >= tile.count) continue;
           const int32 pair = pairs[tile.first + m];
           float weight = 1.0f;
           if constexpr (Config::weighted)
-            weight = routing_weight<Config::topk_weights_dtype>(args.topk_weights, pair, args.top_k,
+            weight = epilogue::routing_weight<Config::topk_weights_dtype>(args.topk_weights, pair, args.top_k,
                                                                 args.topk_weights_row_stride);
           auto* row = static_cast<float*>(args.partial) + int64(pair) * args.partial_pitch;
           if (n < args.num_columns) row[n] = (acc[0][m] + bias[0]) * weight;

@@ -1,50 +1,17 @@
 // SPDX-License-Identifier: MIT
-// First grouped GEMM with the activation, without dpas: tensors and formula as kernel/xe_gate_up.hpp, tokens gathered
-// from hidden_states; nd_range and numerics as mainloop/xe_vector.hpp. Row blocks hold at most tile_rows rows.
+// First grouped GEMM with the activation, without dpas (formula and tensors: kernel/xe_gemm_args.hpp); tokens are gathered
+// unless Quantized; nd_range and numerics as mainloop/xe_vector.hpp. Row blocks hold at most tile_rows rows.
 // A work-item's two columns are a gate column and its up column, or without a gate two of x that are S * sub_groups apart.
 #pragma once
 
 #include <jitmoe/epilogue/routing_weight.hpp>
 #include <jitmoe/epilogue/xe_activation.hpp>
+#include <jitmoe/kernel/xe_gemm_args.hpp>
 #include <jitmoe/mainloop/xe_vector_codes.hpp>
 
 namespace jitmoe::kernel {
 
-struct XeVectorGateUpArgs {
-  const void* hidden_states;
-  const void* w1;
-  const void* w1_up;
-  const void* w1_bias;
-  const void* topk_weights;
-  const void* sorted_pairs;
-  const void* blocks;
-  const void* num_blocks;
-  void* inter;
-  int32 hidden_size;
-  int32 intermediate_size;
-  int32 top_k;
-  int32 inter_pitch;
-  int64 x_row_stride;
-  int64 w_expert_stride;
-  int64 w_stride;
-  int64 topk_weights_row_stride;
-  float swiglu_alpha;
-  float swiglu_limit;
-  // Of quantized weights.
-  const void* w_scale = nullptr;
-  const void* w_zero_point = nullptr;
-  const void* x_scale = nullptr;
-  int32 block_n = 0;
-  int32 x_blocks = 0;
-  int64 scale_expert_stride = 0;
-  int64 scale_n_stride = 0;
-  int64 scale_k_stride = 0;
-  int64 zero_expert_stride = 0;
-  int64 zero_n_stride = 0;
-  int64 zero_k_stride = 0;
-};
-
-template <class Config> inline void xe_vector_gate_up(const XeVectorGateUpArgs& args) {
+template <class Config> inline void xe_vector_gate_up(const XeGateUpArgs& args) {
   using Element = element_t<kInterDtype<Config>>;
   constexpr int32 kRows = Config::tile_rows, kColumns = Config::sub_groups * Config::simd;
   constexpr bool kUngated = Config::gate_up == GateUp::ungated, kSeparate = Config::gate_up == GateUp::separate;
@@ -57,8 +24,7 @@ template <class Config> inline void xe_vector_gate_up(const XeVectorGateUpArgs& 
                                             kUngated || kSeparate ? args.intermediate_size : 2 * args.intermediate_size,
                                             args.hidden_size,
                                             {}};
-  if constexpr (Quantized<Config>)
-    operands.quant = mainloop::quant_of(args);
+  if constexpr (Quantized<Config>) operands.quant = mainloop::quant_of(args);
   const int32 num_column_tiles = (args.intermediate_size + kTile - 1) / kTile;
 
   scheduler::for_each_tile(
@@ -82,9 +48,8 @@ template <class Config> inline void xe_vector_gate_up(const XeVectorGateUpArgs& 
           rows[m] = Quantized<Config> ? r : pairs[r] / args.top_k;
         }
         float acc[2][kRows] = {};
-        mainloop::run_vector<Config>(acc, operands, tile.expert, columns,
-                                     args.hidden_states,
-                                     args.x_row_stride, rows);
+        const void* x = Quantized<Config> ? args.packed_x : args.hidden_states;
+        mainloop::run_vector<Config>(acc, operands, tile.expert, columns, x, args.x_stride, rows);
         auto* inter = static_cast<Element*>(args.inter) + int64(tile.first) * args.inter_pitch;
         _Pragma("unroll") for (int32 m = 0; m < kRows; ++m) {
           if (m >= tile.count) continue;
