@@ -15,36 +15,36 @@ from jitmoe.errors import UnsupportedProblemError
 from jitmoe.plan import xe
 from jitmoe.plan.architectures import architecture
 from jitmoe.plan.tuned import TunedConfig
-from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeWeights
+from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeGemm, XeWeights
 from jitmoe.problems.fused_moe import MoEProblem
 
 IMPL = "cutlass"
-HEADERS = "sycl-tla"  # the package of CuTe for Xe, the extra jitmoe[cutlass]
 CUTLASS_LARGE_GRF_ACCUMULATORS = 64  # registers; asm operands and a descriptor per message leave less than 128 GRF hold
 
 
+@dataclass(frozen=True, kw_only=True)  # no slots: it is mixed into classes that have slots of their own
+class CutlassGemm(XeGemm):
+    """What both grouped GEMMs have."""
+
+    HEADERS: ClassVar[str] = "sycl-tla"  # the package of CuTe for Xe, the extra jitmoe[cutlass]
+
+    @property
+    def large_grf(self) -> bool:
+        return self.accumulator_registers >= CUTLASS_LARGE_GRF_ACCUMULATORS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CutlassGateUp(XeGateUp):
+class CutlassGateUp(CutlassGemm, XeGateUp):
     """First grouped GEMM with the activation; main loop by CuTe."""
 
     KERNEL: ClassVar[str] = "cutlass_gate_up"
-    HEADERS: ClassVar[str] = HEADERS
-
-    @property
-    def large_grf(self) -> bool:
-        return self.accumulator_registers >= CUTLASS_LARGE_GRF_ACCUMULATORS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CutlassDown(XeDown):
+class CutlassDown(CutlassGemm, XeDown):
     """Second grouped GEMM with the routing weight; main loop by CuTe."""
 
     KERNEL: ClassVar[str] = "cutlass_down"
-    HEADERS: ClassVar[str] = HEADERS
-
-    @property
-    def large_grf(self) -> bool:
-        return self.accumulator_registers >= CUTLASS_LARGE_GRF_ACCUMULATORS
 
 
 FAMILY = xe.Family(impl=IMPL, gate_up=CutlassGateUp, down=CutlassDown, gathers=False)

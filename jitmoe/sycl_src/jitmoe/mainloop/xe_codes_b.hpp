@@ -72,7 +72,7 @@ template <class Config> struct XeCodesB : ColumnLaneTile<Config> {
     if (k_begin >= k_end) return;
     const uint16* row[Config::tile_rows];
     _Pragma("unroll(kUnroll)") for (int32 r = 0; r < Config::tile_rows; ++r)
-      row[r] = x.rows + (x.first + r < x.count ? x.first + r : x.count - 1) * x.stride;
+      row[r] = token_row<Config>(x, x.first + r);
     ColumnLaneScales<Config> scales(w, x, quant, expert, k_begin);
 
     for (int32 k = k_begin; k < k_end; k += kStep) {

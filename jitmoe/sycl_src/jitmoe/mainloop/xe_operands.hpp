@@ -46,6 +46,13 @@ struct Tokens {
   int32 width;                // readable elements of a row: a multiple of 32
 };
 
+// Row m of the row block, the last one past its end (results of those are dropped).
+template <class Config> inline const uint16* token_row(const Tokens& x, int32 m) {
+  m = m < x.count ? m : x.count - 1;
+  if constexpr (Config::tokens == XeTokens::gather) m = x.pairs[m] / x.top_k;
+  return x.rows + m * x.stride;
+}
+
 // The sub-group's place among those that share its operands, for sharing out the prefetches.
 struct Place {
   int32 m;  // of Config::sub_groups_m that read the same weights

@@ -45,15 +45,6 @@ template <class Args> inline Quant quant_of(const Args& args) {
           args.x_blocks};
 }
 
-template <DType dtype> inline float read_scale(const void* scales, int64 index) {
-  if constexpr (dtype == DType::e8m0) {
-    const uint32 b = static_cast<const uint8*>(scales)[index];
-    return bit_cast<float>(b == 255 ? 0x7fc00000u : b == 0 ? 0x00400000u : b << 23);  // 2^(b - 127); 2^-127 is subnormal
-  } else {
-    return arch::read_float<dtype>(scales, index);
-  }
-}
-
 // GPUs have an instruction with all bits right but the last; that of CPUs is right to 12 bits, too few after many blocks.
 template <bool emulated> inline float reciprocal(float x) {
 #ifdef __SYCL_DEVICE_ONLY__
@@ -114,7 +105,7 @@ template <class Config> struct TileScales {
 
   float scale(int32 block_row, int32 k) const {
     const int32 block = block_of_k(k, Config::block_k);
-    return read_scale<Config::scale_dtype>(
+    return arch::read_float<Config::scale_dtype>(
         quant.scale, scale_base + block_row * quant.scale_n_stride + block * quant.scale_k_stride);
   }
   uint8 zero_point(int32 block_row, int32 k) const {

@@ -108,15 +108,11 @@ template <class Config> struct XeWeightsA : TokenLaneTile<Config> {
   // acc += W x^T over k in [k_begin, k_end), multiples of 32.
   static void run(Accumulator (&acc)[kAccumulators], const Weights& w, const Tokens& x, Place place, int32 k_begin,
                   int32 k_end) {
-    // Tokens as B operands: the lane's own row, clamped to the last one (its results are dropped).
+    // Tokens as B operands: the lane's own row.
     const uint16* row[kTokenBlocks];
     if constexpr (!kBlockTokens) {
-      _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i) {
-        int32 m = x.first + i * kSimd + arch::lane_id();
-        m = m < x.count ? m : x.count - 1;
-        if constexpr (Config::tokens == XeTokens::gather) m = x.pairs[m] / x.top_k;
-        row[i] = x.rows + m * x.stride + k_begin;
-      }
+      _Pragma("unroll(kUnroll)") for (int32 i = 0; i < kTokenBlocks; ++i)
+        row[i] = token_row<Config>(x, x.first + i * kSimd + arch::lane_id()) + k_begin;
     }
 
     arch::LoadPayload<kEmulated, kLoadRows, 2> block[2] = {

@@ -101,14 +101,11 @@ template <class Config> struct XeWeightsB : ColumnLaneTile<Config> {
                                                               {weight_surface(w, 1), w.column[1], k_begin}};
     arch::LoadPayload<kEmulated, kLoadRows, 2> token_block(kBlockTokens ? token_surface(x) : weight_surface(w, 0),
                                                            k_begin, x.first);
-    // Without 2D blocks: the token rows' addresses, the same for all lanes, clamped to the last row.
+    // Without 2D blocks: the token rows' addresses, the same for all lanes.
     const uint16* row[kBlockTokens ? 1 : Config::tile_rows];
     if constexpr (!kBlockTokens) {
-      _Pragma("unroll(kUnroll)") for (int32 r = 0; r < Config::tile_rows; ++r) {
-        int32 m = x.first + r < x.count ? x.first + r : x.count - 1;
-        if constexpr (Config::tokens == XeTokens::gather) m = x.pairs[m] / x.top_k;
-        row[r] = x.rows + m * x.stride;
-      }
+      _Pragma("unroll(kUnroll)") for (int32 r = 0; r < Config::tile_rows; ++r)
+        row[r] = token_row<Config>(x, x.first + r);
     }
     Prefetcher prefetcher(w, x, place, k_begin);
     for (int32 ahead = 0; ahead < Config::prefetch_steps; ++ahead) prefetcher.step();
