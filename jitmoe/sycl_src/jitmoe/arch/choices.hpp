@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// How the Xe kernels read their operands; the enums mirror jitmoe/plan/xe.py value by value.
+// How the Xe kernels read their operands; the enums mirror jitmoe/plan/xe_specs.py value by value.
 #pragma once
 
 #include <jitmoe/common/types.hpp>
