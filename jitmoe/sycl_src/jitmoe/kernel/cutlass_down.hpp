@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Second grouped GEMM with the routing weight inside, its main loop written with CuTe: mainloop/cutlass.hpp.
 //
-// Formula and tensors: kernel/xe_gemm_args.hpp; nd_range, SLM, GRF mode, numerics, walk and epilogue: kernel/xe_down.hpp.
+// Formula and tensors: kernel/xe_gemm_args.hpp. nd_range, SLM, GRF mode, numerics, walk and epilogue:
+// kernel/xe_down.hpp.
 // Needs: Config::weights == Config::tokens == block2d at sub-group size 16, and the headers of sycl-tla.
 #pragma once
 

@@ -2,8 +2,8 @@
 // Formulas and arguments of the two grouped GEMMs, with dpas (xe_gate_up, xe_down) and without (xe_vector_gate_up,
 // xe_vector_down).
 //
-//   r = sorted pair (rows of one expert are neighbours), p(r) = sorted_pairs[r] = token * top_k + slot, t(r) = p(r) / top_k,
-//   e = expert of r's row block
+//   r = sorted pair (rows of one expert are neighbours), e = expert of r's row block,
+//   p(r) = sorted_pairs[r] = token * top_k + slot, t(r) = p(r) / top_k
 //
 // First GEMM, the activation inside: inter[r] = act(g) * u, g and u = v(r) * x[t(r)] W_e^T + bias_e
 //   v(r) = topk_weights[p(r)] if router_weight_on_input, else 1; activations: epilogue/xe_activation.hpp

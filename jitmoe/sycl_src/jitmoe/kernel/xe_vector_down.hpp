@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Second grouped GEMM with the routing weight, without dpas (formula and tensors: kernel/xe_gemm_args.hpp); nd_range and
-// numerics as mainloop/xe_vector.hpp. Row blocks hold at most tile_rows rows.
+// Second grouped GEMM with the routing weight, without dpas (formula and tensors: kernel/xe_gemm_args.hpp); nd_range
+// and numerics as mainloop/xe_vector.hpp. Row blocks hold at most tile_rows rows.
 #pragma once
 
 #include <jitmoe/epilogue/routing_weight.hpp>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// First grouped GEMM with the activation, without dpas (formula and tensors: kernel/xe_gemm_args.hpp); tokens are gathered
-// unless Quantized; nd_range and numerics as mainloop/xe_vector.hpp. Row blocks hold at most tile_rows rows.
-// A work-item's two columns are a gate column and its up column, or without a gate two of x that are S * sub_groups apart.
+// First grouped GEMM with the activation, without dpas (formula and tensors: kernel/xe_gemm_args.hpp); tokens are
+// gathered unless Quantized; nd_range and numerics as mainloop/xe_vector.hpp. Row blocks hold at most tile_rows rows.
+// A work-item's two columns are a gate column and its up column, or without a gate two of x that are S * sub_groups
+// apart.
 #pragma once
 
 #include <jitmoe/epilogue/routing_weight.hpp>
