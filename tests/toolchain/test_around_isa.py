@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The native code of the kernels around the experts: no spills on any kind of GPU, quick compiles."""
+"""The native code of the kernels around the experts: no spills on any kind of GPU, no barrier lost."""
 
 from __future__ import annotations
 
-import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,7 +16,6 @@ from jitmoe.plan.xe_specs import XeSpec
 
 # The tightest of each kind of registers and instructions; tools/isa-report looks at all.
 GPUS = ["pvc", "ptl-h", "dg2", "mtl"]
-COMPILE_SECONDS = 0.7
 
 
 def all_specs() -> dict[XeSpec, list[str]]:
@@ -48,20 +46,6 @@ def test_nothing_spills() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert [problem for problems in pool.map(look, all_specs().items()) for problem in problems] == []
-
-
-def test_compiles_are_quick() -> None:
-    compiler, words = find_sycl_jit()
-    assert compiler is not None, words
-
-    def cpu_seconds(spec: XeSpec) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        compiler.compile(compile_request(spec, arch=""), build_key="", timeout_s=100)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    for spec in isa_report.around_specs("bmg-g21"):
-        assert any(cpu_seconds(spec) <= COMPILE_SECONDS for _ in range(5)), spec
 
 
 def test_no_barrier_is_lost_before_the_gpu_compiler() -> None:

@@ -24,7 +24,6 @@ from jitmoe.plan.xe_specs import XeGemm
 from jitmoe.problems.fused_moe import DType, Layout
 
 BLOCK2D_GPUS = [name for name, arch in ARCHITECTURES.items() if arch.has_block2d]
-CPU_SECONDS = 12.0  # of one compilation; 2.5 on an idle machine, 5 beside others; sycl-tla's example takes 28
 
 
 @pytest.fixture(scope="module")
@@ -77,23 +76,20 @@ def look(spec: XeGemm, image: Artifact, arch: str, ocloc: Ocloc) -> list[str]:
     return [f"{arch} {spec}: {what} {b}, expected {a}" for what, (a, b) in wanted.items() if a != b]
 
 
-_COST = """\
+_PEAK = """\
 import pickle, resource, sys
 from jitmoe.compilers.sycl_jit import find_sycl_jit
 find_sycl_jit()[0].compile(pickle.load(sys.stdin.buffer), build_key="", timeout_s=200)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 """
 
 
-def test_a_compilation_costs_no_more_than_the_jobs_are_planned_with(package: HeaderPackage) -> None:
+def test_a_compilation_takes_no_more_memory_than_the_jobs_are_planned_with(package: HeaderPackage) -> None:
     """In a process of its own, whose only child is the compiler's."""
     request = compile_request(kernels(8192, Layout.NK)[0], arch="")
-    command = [sys.executable, "-c", _COST]
+    command = [sys.executable, "-c", _PEAK]
     done = subprocess.run(command, input=pickle.dumps(request), capture_output=True, check=True)
-    cpu_seconds, peak_bytes = map(float, done.stdout.split())
-    assert cpu_seconds <= CPU_SECONDS
-    assert peak_bytes <= MEMORY_PER_JOB_BYTES
+    assert int(done.stdout) <= MEMORY_PER_JOB_BYTES
 
 
 @pytest.mark.ocloc

@@ -114,7 +114,7 @@ def test_a_timeout_kills_the_worker(compiler):
     started = time.monotonic()
     with pytest.raises(CompileError, match=r"no result within 0\.05 s"):
         compile_(compiler, slow, timeout_s=0.05)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 # run(): the process under the compilers

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from jitmoe.problems.fused_moe import Activation, DType
 from jitmoe.source import render
 
 BLOCK2D_GPUS = [name for name, arch in ARCHITECTURES.items() if arch.has_block2d]
-COMPILE_SECONDS = 0.5  # bar for one kernel alone on a core; the worker's CPU time, as tests share the machine
 
 
 @pytest.fixture(scope="module")
@@ -231,19 +229,6 @@ def test_nothing_spills(ocloc: Ocloc, arch: str) -> None:
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(look, isa_report.specs_for(arch, problems))
         assert [problem for problems in found for problem in problems] == []
-
-
-@pytest.mark.parametrize("arch", ["bmg-g21", "dg2", "mtl"])
-def test_kernels_compile_quickly(arch: str) -> None:
-    def cpu_seconds(spec: XeSpec) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        compile_spec(spec)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    one = isa_report.moe_problem(num_tokens=8192, hidden_size=2048, intermediate_size=768)
-    for spec in isa_report.specs_for(arch, [one]):
-        assert any(cpu_seconds(spec) <= COMPILE_SECONDS for _ in range(5)), spec
 
 
 def test_emulated_and_native_sources_differ_in_one_constant() -> None:
