@@ -21,7 +21,17 @@ class CpuIsa(str, Enum):
     AVX2 = "avx2"  # AVX2, FMA, F16C
     AVX512 = "avx512"  # F, BW, DQ, VL
     AVX512_BF16 = "avx512_bf16"
-    AMX_BF16 = "amx_bf16"
+    AMX_BF16 = "amx_bf16"  # with int8
+    AMX_FP16 = "amx_fp16"
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether it has AMX."""
+        return self in (CpuIsa.AMX_BF16, CpuIsa.AMX_FP16)
+
+    def at_most(self, limit: CpuIsa) -> CpuIsa:
+        """Returns the weaker of the two."""
+        return min(self, limit, key=tuple(CpuIsa).index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -259,7 +259,7 @@ class Limits:
             )
             for streams, ahead in self.READ_WAYS
         ]
-        with_tiles = dtype == "bf16" and isa is CpuIsa.AMX_BF16
+        with_tiles = isa.has_tiles if dtype == "bf16" else dtype == "fp16" and isa is CpuIsa.AMX_FP16
         steps = self.TILE_STEPS if with_tiles else self.DOT_STEPS
         self._dot = self._bind(ProbeDot(isa=isa, dtype=DType(dtype)), self.DOT_GROUPS, steps=steps)
         lanes = {CpuIsa.GENERIC: 4, CpuIsa.AVX2: 8}.get(isa, 16)

@@ -39,8 +39,7 @@ class CpuActivate(KernelSpec):
 def choose(problem: ActivateProblem, device: Device) -> CpuActivate:
     """Returns the kernel for the device's instruction set."""
     isa = device.cpu_isa if device.cpu_isa is not None else CpuIsa.GENERIC
-    if isa in (CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16):  # nothing here multiplies bf16: one binary for all AVX-512
-        isa = CpuIsa.AVX512
+    isa = isa.at_most(CpuIsa.AVX512)  # nothing here multiplies 16-bit numbers: one binary for all AVX-512
     return CpuActivate(isa=isa, dtype=problem.dtype, activation=problem.activation, gate_up=problem.gate_up)
 
 

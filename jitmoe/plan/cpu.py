@@ -92,13 +92,13 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     groups = max_groups(problem)
     is_plain = problem.w1_quant is None and problem.w2_quant is None
     common: dict[str, Any] = {"few_pairs": few_pairs, "ids_dtype": ids_dtype, "has_expert_map": has_expert_map}
-    if isa is CpuIsa.AMX_BF16 and _takes_tiles(problem):
+    if isa.has_tiles and _takes_tiles(problem, isa):
         few = problem.num_tokens <= AMX_FEW_TOKENS
         items = cores * (AMX_ITEMS_PER_CORE_OF_FEW if few else AMX_ITEMS_PER_CORE)
-        first_gemm = _tiles_gemm(problem, problem.w1_quant, problem.hidden_size) | _prepared(problem)
-        second_gemm = _tiles_gemm(problem, problem.w2_quant, problem.intermediate_size)
+        first_gemm = _tiles_gemm(problem, isa, problem.w1_quant, problem.hidden_size) | _prepared(problem)
+        second_gemm = _tiles_gemm(problem, isa, problem.w2_quant, problem.intermediate_size)
         rows = common | {"isa": CpuIsa.AVX512_BF16}
-        block_tokens = _amx_block_tokens(problem, first_gemm["x_dtype"])
+        block_tokens = _amx_block_tokens(problem, _tile_element_bytes(first_gemm["isa"], first_gemm["x_dtype"]))
         down_columns = _amx_down_columns(problem, items if few else cores * AMX_DOWN_ITEMS_PER_CORE)
         return CpuChoice(
             route=route,
@@ -120,8 +120,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
                 f"down: ranges of {down_columns} of {problem.hidden_size} columns",
             ),
         )
-    if isa is CpuIsa.AMX_BF16:
-        isa = CpuIsa.AVX512_BF16
+    isa = isa.at_most(CpuIsa.AVX512_BF16)
     if isa is CpuIsa.AVX512_BF16 and _has_odd_blocks(problem):  # a pair belongs to one block
         isa = CpuIsa.AVX512
     first_gemm, second_gemm = _first_gemm(problem, isa), _second_gemm(problem, isa)
@@ -162,17 +161,17 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     )
 
 
-def _takes_tiles(problem: MoEProblem) -> bool:
-    """Whether the kernels with tiles, of bf16 (two for each fp16) or int8, can do it and are the faster ones."""
+def _takes_tiles(problem: MoEProblem, isa: CpuIsa) -> bool:
+    """Whether the kernels with tiles, of 16-bit numbers (two bf16 for an fp16) or int8, can do it and are faster."""
     forms = [quant.format for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
     if problem.input_quant is not None:  # products are exact where all of K has one scale, on both sides
         has_many = problem.num_pairs > max(problem.num_experts, FEW_PAIRS)
         has_one_scale = len(forms) == 2 and problem.input_block_k == 0 and all(form.block_k == 0 for form in forms)
         return problem.dtype is not DType.FP32 and has_many and has_one_scale
-    if problem.dtype is DType.FP16:  # staging weights is too much work for few tokens
+    if problem.dtype is DType.FP16 and isa is CpuIsa.AMX_BF16:  # staging weights is too much work for few tokens
         has_many = problem.num_pairs > FEW_PAIRS and problem.num_pairs >= SPLIT_MIN_TOKENS * max_groups(problem)
         return not forms and {problem.w1_layout, problem.w2_layout} == {Layout.NK} and has_many
-    if problem.dtype is not DType.BF16:
+    if problem.dtype is DType.FP32 or (problem.dtype is DType.FP16 and forms):
         return False
     # About one token per expert: rows are multiplied while they are read, in the order in which they are stored.
     rows_are_dense = problem.w1_layout is Layout.NK and problem.w2_layout is Layout.NK
@@ -181,14 +180,14 @@ def _takes_tiles(problem: MoEProblem) -> bool:
     return all(form.block_k % AMX_STEP == 0 for form in forms)
 
 
-def _tiles_gemm(problem: MoEProblem, quant: WeightQuant | None, k: int) -> dict[str, Any]:
+def _tiles_gemm(problem: MoEProblem, isa: CpuIsa, quant: WeightQuant | None, k: int) -> dict[str, Any]:
     form = _NO_FORMAT if quant is None else quant.format
     x_dtype = problem.dtype
     if problem.input_quant is not None:  # every quantized input is exact in bf16
         both_int8 = problem.input_quant is InputQuant.INT8 and form.encoding is Encoding.INT8
         x_dtype = DType.INT8 if both_int8 and k % 2 == 0 else DType.BF16
     return {
-        "isa": CpuIsa.AMX_BF16,
+        "isa": isa if x_dtype is DType.FP16 else CpuIsa.AMX_BF16,
         "dtype": problem.dtype,
         "x_dtype": x_dtype,
         "x_prepared": problem.input_quant is not None,
@@ -364,15 +363,20 @@ def _second_epilogue(problem: MoEProblem) -> dict[str, Any]:
     }
 
 
-def _panel_row_bytes(problem: MoEProblem, x_dtype: DType) -> int:
-    """Returns the bytes of a token in tiles, where two bf16 stand for one fp16."""
-    element = {DType.INT8: 1, DType.BF16: 2, DType.FP16: 4}[x_dtype]
+def _tile_element_bytes(isa: CpuIsa, x_dtype: DType) -> int:
+    """Returns the bytes of a number in token tiles, where two bf16 may stand for an fp16."""
+    is_split = x_dtype is DType.FP16 and isa is CpuIsa.AMX_BF16
+    return 2 * x_dtype.num_bytes if is_split else x_dtype.num_bytes
+
+
+def _panel_row_bytes(problem: MoEProblem, element: int) -> int:
+    """Returns the bytes of a token in tiles of numbers of ``element`` bytes."""
     return align_up(element * problem.hidden_size, element * AMX_STEP if element > 1 else 2 * AMX_STEP)
 
 
-def _amx_block_tokens(problem: MoEProblem, x_dtype: DType) -> int:
+def _amx_block_tokens(problem: MoEProblem, element: int) -> int:
     """Returns how many tokens of an expert fit the panel: a multiple of two tiles, no more than there are tokens."""
-    fitting = PANEL_BYTES // _panel_row_bytes(problem, x_dtype) // AMX_ROWS * AMX_ROWS
+    fitting = PANEL_BYTES // _panel_row_bytes(problem, element) // AMX_ROWS * AMX_ROWS
     most = min(AMX_MAX_TILES * AMX_TILE, align_up(problem.num_tokens, AMX_TILE))
     return max(AMX_TILE, min(fitting, most))
 
@@ -450,7 +454,8 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
     }
     panels = 0
     if choice.block_tokens:
-        panels = gate_up_items * choice.block_tokens * _panel_row_bytes(problem, choice.gate_up.x_dtype)
+        element = _tile_element_bytes(choice.gate_up.isa, choice.gate_up.x_dtype)
+        panels = gate_up_items * choice.block_tokens * _panel_row_bytes(problem, element)
     steps: list[tuple[KernelSpec | None, int, dict[str, int]]] = [
         (choice.route, 1, {}),
         (choice.x_rows, x_items, x_scalars),

@@ -30,14 +30,12 @@ def choose(problem: GroupedGemmProblem, device: Device) -> CpuGroupedGemmChoice:
     """Returns the kernels of the second half of ``fused_moe``, and how the rows of A come to them."""
     moe = cpu.choose(problem.second_half(), device)
     down = moe.down
-    tiles = not isinstance(down, CpuDownSpec)
-    isa = down.isa if isinstance(down, CpuDownSpec) else CpuIsa.AMX_BF16
     wanted = max(1, cpu.ITEMS_PER_CORE * device.num_compute_units // cpu.max_groups(problem.second_half()))
     pack = CpuPackSpec(
-        isa=isa,
+        isa=down.isa,
         dtype=problem.dtype,
         w2_layout=down.w2_layout,
-        tiles=tiles,
+        tiles=not isinstance(down, CpuDownSpec),
         few_pairs=down.few_pairs,
         ids_dtype=down.ids_dtype,
         has_expert_map=down.has_expert_map,

@@ -192,7 +192,7 @@ class CpuQuantDownSpec(CpuDownSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuGateUpAmxSpec(CpuFirstGemmSpec):
-    """First GEMM and activation with AMX tiles of bf16."""
+    """First GEMM and activation with AMX tiles."""
 
     KERNEL: ClassVar[str] = "cpu_gate_up_amx"
     WORK_GROUP_SIZE: ClassVar[int] = 1
@@ -217,7 +217,7 @@ class CpuQuantGateUpAmxSpec(CpuGateUpAmxSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuDownAmxSpec(CpuSecondGemmSpec):
-    """Second GEMM, routing weights and the sum over experts with AMX tiles of bf16."""
+    """Second GEMM, routing weights and the sum over experts with AMX tiles."""
 
     KERNEL: ClassVar[str] = "cpu_down_amx"
 

@@ -47,8 +47,7 @@ class CpuTopKChoice:
 def choose(problem: RoutingProblem, device: Device) -> CpuTopKChoice:
     """Returns the kernels for the device's instruction set."""
     isa = device.cpu_isa if device.cpu_isa is not None else CpuIsa.GENERIC
-    if isa in (CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16):  # nothing here multiplies bf16: one binary for all AVX-512
-        isa = CpuIsa.AVX512
+    isa = isa.at_most(CpuIsa.AVX512)  # nothing here multiplies 16-bit numbers: one binary for all AVX-512
     constants = topk_constants(problem)
     items = ITEMS_PER_CORE * max(1, device.num_compute_units)
     tokens_per_item = max(MIN_TOKENS_PER_ITEM, -(-problem.num_tokens // items))

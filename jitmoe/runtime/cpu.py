@@ -20,9 +20,12 @@ RUNTIME_PACKAGE = "intel-opencl-rt"
 RUNTIME_LIBRARY = "libintelocl.so"
 ICD_VARIABLE = "OCL_ICD_FILENAMES"
 
-# What each instruction set needs, by the names of /proc/cpuinfo.
+CPUINFO = Path("/proc/cpuinfo")
+# What each instruction set needs, by the names that are listed there.
+_TILE_FLAGS = frozenset({"amx_tile", "amx_bf16", "amx_int8", "avx512_bf16"})
 _ISA_FLAGS: tuple[tuple[CpuIsa, frozenset[str]], ...] = (
-    (CpuIsa.AMX_BF16, frozenset({"amx_tile", "amx_bf16", "avx512_bf16"})),
+    (CpuIsa.AMX_FP16, _TILE_FLAGS | {"amx_fp16"}),
+    (CpuIsa.AMX_BF16, _TILE_FLAGS),
     (CpuIsa.AVX512_BF16, frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})),
     (CpuIsa.AVX512, frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})),
     (CpuIsa.AVX2, frozenset({"avx2", "fma", "f16c"})),
@@ -30,7 +33,6 @@ _ISA_FLAGS: tuple[tuple[CpuIsa, frozenset[str]], ...] = (
 # CL_CONFIG_CPU_TARGET_ARCH makes the runtime generate code for less than the CPU has.
 TARGET_VARIABLE = "CL_CONFIG_CPU_TARGET_ARCH"
 _TARGET_ISA = {"corei7": CpuIsa.GENERIC, "corei7-avx": CpuIsa.GENERIC, "core-avx2": CpuIsa.AVX2, "skx": CpuIsa.AVX512}
-_ISA_ORDER = tuple(CpuIsa)
 
 
 def find_runtime() -> Path | None:
@@ -104,14 +106,33 @@ def _advice() -> str:
 
 @functools.cache
 def host_flags() -> frozenset[str]:
-    """Returns the CPU's feature names as Linux spells them; empty where they cannot be read."""
+    """Returns the CPU's feature names as Linux spells them; empty where they cannot be read.
+
+    Linux knows ``amx_fp16`` but does not list it in /proc/cpuinfo; the C library is asked for that one.
+    """
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return frozenset(line.partition(":")[2].split())
+        lines = CPUINFO.read_text().splitlines()
     except OSError:
-        pass
-    return frozenset()
+        return frozenset()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    if "amx_tile" in flags and _leaf_7_1_eax() >> _AMX_FP16_BIT & 1:
+        flags.append("amx_fp16")
+    return frozenset(flags)
+
+
+# Intel SDM volume 2, CPUID. glibc 2.33 and newer (sys/platform/x86.h) numbers the leaves and gives registers of each.
+_GLIBC_LEAF_7_1 = 6
+_AMX_FP16_BIT = 21  # of EAX
+
+
+def _leaf_7_1_eax() -> int:
+    """Returns the register EAX of CPUID leaf 7, subleaf 1, or 0 where the C library does not tell."""
+    try:
+        leaf = ctypes.CDLL(None).__x86_get_cpuid_feature_leaf
+    except (OSError, AttributeError):
+        return 0
+    leaf.argtypes, leaf.restype = [ctypes.c_uint], ctypes.POINTER(ctypes.c_uint32)
+    return int(leaf(_GLIBC_LEAF_7_1)[0])
 
 
 def features_digest() -> str:
@@ -124,8 +145,7 @@ def features_digest() -> str:
 def isa_of(flags: frozenset[str], target: str) -> CpuIsa:
     """Returns the best instruction set that ``flags`` offer and the runtime's ``target`` setting allows."""
     best = next((isa for isa, needed in _ISA_FLAGS if needed <= flags), CpuIsa.GENERIC)
-    limit = _TARGET_ISA.get(target, best)
-    return min(best, limit, key=_ISA_ORDER.index)
+    return best.at_most(_TARGET_ISA.get(target, best))
 
 
 def isa() -> CpuIsa:
@@ -133,7 +153,7 @@ def isa() -> CpuIsa:
     if platform.machine() not in ("x86_64", "AMD64"):
         return CpuIsa.GENERIC
     best = isa_of(host_flags(), os.environ.get(TARGET_VARIABLE, ""))
-    if best is CpuIsa.AMX_BF16 and not request_tiles():
+    if best.has_tiles and not request_tiles():
         return CpuIsa.AVX512_BF16
     return best
 

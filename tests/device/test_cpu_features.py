@@ -14,7 +14,8 @@ from jitmoe.problems.fused_moe import Activation, DType, GateUp
 
 HIDDEN, INNER, EXPERTS, TOP_K = 163, 101, 3, 2  # nothing divides anything
 FEW, MANY = 9, 90  # tokens: rows form; lanes form or tiles, with blocks of a few tokens too
-ISAS = (CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16)  # the others compile the same pieces
+# What multiplies and what it multiplies; the others compile the same pieces.
+ISAS = {CpuIsa.AVX512_BF16: torch.bfloat16, CpuIsa.AMX_BF16: torch.bfloat16, CpuIsa.AMX_FP16: torch.float16}
 # One activation each, so that all of both are run.
 ACTIVATIONS = {
     GateUp.CONCATENATED: Activation.SILU,
@@ -30,12 +31,12 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=ISAS, ids=lambda isa: isa.value)
-def isa(request):
-    """Plans for one instruction set that this CPU has."""
+def dtype(request):
+    """Plans for one instruction set that this CPU has; the dtype that it multiplies."""
     if request.param not in instruction_sets.available():
         pytest.skip(f"this CPU has no {request.param.value}")
     with instruction_sets.planned_for(request.param):
-        yield request.param
+        yield ISAS[request.param]
 
 
 def tensors(tokens, *, gate_up=GateUp.CONCATENATED, layout="nk", bias=None, dtype=torch.bfloat16):
@@ -71,7 +72,7 @@ def tensors(tokens, *, gate_up=GateUp.CONCATENATED, layout="nk", bias=None, dtyp
 def check(arguments, options):
     result = jitmoe.fused_moe(*arguments, **options)
     expected = reference.fused_moe(*arguments, compute_dtype=torch.float64, **options)
-    dtypes = {torch.bfloat16: DType.BF16, torch.float32: DType.FP32}
+    dtypes = {torch.bfloat16: DType.BF16, torch.float16: DType.FP16, torch.float32: DType.FP32}
     _, wrong = selfcheck.judge_floats(result, expected, dtypes[result.dtype])
     assert not wrong, wrong
 
@@ -79,17 +80,17 @@ def check(arguments, options):
 @pytest.mark.parametrize("tokens", [FEW, MANY])
 @pytest.mark.parametrize("layout", ["nk", "kn"])
 @pytest.mark.parametrize("gate_up", GateUp, ids=lambda value: value.value)
-def test_layouts_and_activations_with_everything_else(isa, gate_up, layout, tokens):
+def test_layouts_and_activations_with_everything_else(dtype, gate_up, layout, tokens):
     arguments, options = tensors(
-        tokens, gate_up=gate_up, layout=layout, bias=torch.float32 if tokens == MANY else torch.bfloat16
+        tokens, gate_up=gate_up, layout=layout, bias=torch.float32 if tokens == MANY else dtype, dtype=dtype
     )
     if gate_up is not GateUp.SEPARATE:
         options["swiglu_limit"] = 0.7
     check(arguments, {**options, "apply_router_weight_on_input": tokens == FEW})
 
 
-def test_each_feature_alone(isa):
-    arguments, options = tensors(MANY, bias=torch.bfloat16)
+def test_each_feature_alone(dtype):
+    arguments, options = tensors(MANY, bias=dtype, dtype=dtype)
     check(arguments, {"w1_bias": options["w1_bias"]})
     check(arguments, {"w2_bias": options["w2_bias"]})
     check(arguments, {"swiglu_limit": 0.5})
@@ -103,8 +104,8 @@ def test_float32_is_exact_enough():
 
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])
-def test_what_is_not_a_number_passes_the_limit(tokens):
-    arguments, options = tensors(tokens, gate_up=GateUp.INTERLEAVED)
+def test_what_is_not_a_number_passes_the_limit(dtype, tokens):
+    arguments, options = tensors(tokens, gate_up=GateUp.INTERLEAVED, dtype=dtype)
     arguments[0][1] = float("nan")
     result = jitmoe.fused_moe(*arguments, swiglu_limit=1.0, **options)
     assert result[1].isnan().all()

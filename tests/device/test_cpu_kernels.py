@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import instruction_sets
 
 import jitmoe
 from jitmoe import reference, selfcheck
@@ -26,6 +28,7 @@ SIZES = ((256, 192), (200, 104), (163, 101), (7, 5))
 FEW = (5, 6, 3)
 MANY = (150, 4, 2)
 # What the CPU device is told, so that it generates code for less than the CPU has ("": nothing).
+HALVES = pytest.mark.parametrize("dtype", [DType.BF16, DType.FP16], ids=lambda dtype: dtype.value)
 TARGETS = {CpuIsa.GENERIC: "corei7", CpuIsa.AVX2: "core-avx2", CpuIsa.AVX512: "skx", CpuIsa.AVX512_BF16: ""}
 
 
@@ -72,24 +75,27 @@ def test_dtypes_layouts_and_sizes(dtype, layouts, shape):
 
 @pytest.mark.parametrize("shape", [FEW, MANY], ids=["few pairs", "many pairs"])
 @pytest.mark.parametrize("layouts", [("nk", "kn"), ("kn", "nk")], ids="-".join)
-def test_mixed_layouts(layouts, shape):
+@HALVES
+def test_mixed_layouts(dtype, layouts, shape):
     for sizes in SIZES:
-        check(tensors(shape, sizes, DType.BF16, layouts=layouts), DType.BF16)
+        check(tensors(shape, sizes, dtype, layouts=layouts), dtype)
 
 
 @pytest.mark.parametrize("tokens", [*range(1, 9), 12, 15, 16, 17, 24, 25, 32, 33, 40, 41, 47, 48, 49, 63, 64, 65, 100])
-def test_every_block_size(tokens):
+@HALVES
+def test_every_block_size(dtype, tokens):
     """One expert with that many tokens beside one with a few: all cuts into blocks, both ways of routing."""
-    arguments = tensors((tokens + 3, 2, 1), (96, 80), DType.BF16)
+    arguments = tensors((tokens + 3, 2, 1), (96, 80), dtype)
     arguments[-1][:tokens] = 1
     arguments[-1][tokens:] = 0
-    check(arguments, DType.BF16)
+    check(arguments, dtype)
 
 
 @pytest.mark.parametrize("tokens", [9, 200])
-def test_strided_rows_padded_weights_map_and_output(tokens):
+@HALVES
+def test_strided_rows_padded_weights_map_and_output(dtype, tokens):
     h, i, e, k = 70, 50, 6, 3
-    x, w1, w2, weights, ids = tensors((tokens, e, k), (h, i), DType.BF16)
+    x, w1, w2, weights, ids = tensors((tokens, e, k), (h, i), dtype)
     wide = torch.full((tokens, h + 13), float("nan"), dtype=x.dtype)
     wide[:, :h] = x
     padded = torch.full((e, 2 * i + 3, h + 5), float("nan"), dtype=x.dtype)
@@ -103,22 +109,24 @@ def test_strided_rows_padded_weights_map_and_output(tokens):
     expected = reference.fused_moe(
         x, w1, w2, weights, all_ids.long(), expert_map=expert_map, compute_dtype=torch.float64
     )
-    _, wrong = selfcheck.judge_floats(result, expected, DType.BF16)
+    _, wrong = selfcheck.judge_floats(result, expected, dtype)
     assert not wrong, wrong
     assert out[:, h:].isnan().all()
 
 
 @pytest.mark.parametrize("shape", [FEW, (700, 8, 4)], ids=["few pairs", "many pairs"])
-def test_same_bits_every_time(shape):
-    arguments = tensors(shape, (192, 160), DType.BF16)
+@HALVES
+def test_same_bits_every_time(dtype, shape):
+    arguments = tensors(shape, (192, 160), dtype)
     first = jitmoe.fused_moe(*arguments)
     assert all(torch.equal(jitmoe.fused_moe(*arguments), first) for _ in range(5))
 
 
 @pytest.mark.parametrize("shape", [FEW, MANY], ids=["few pairs", "many pairs"])
-def test_a_token_does_not_see_its_neighbours(shape):
+@HALVES
+def test_a_token_does_not_see_its_neighbours(dtype, shape):
     """NaN and infinity of one token stay in its own row, whatever pads a block."""
-    x, w1, w2, weights, ids = tensors(shape, (163, 101), DType.BF16)
+    x, w1, w2, weights, ids = tensors(shape, (163, 101), dtype)
     clean = jitmoe.fused_moe(x, w1, w2, weights, ids)
     x[1] = float("nan")
     x[2] = float("inf")
@@ -165,25 +173,93 @@ def check_instruction_set(isa):
             check(tensors(shape, sizes, dtype, layouts=layouts), dtype)
 
 
-needs_tiles = pytest.mark.skipif(
-    cpu.isa_of(cpu.host_flags(), "") is not CpuIsa.AMX_BF16 or not cpu.request_tiles(), reason="needs AMX"
+@contextlib.contextmanager
+def tiles_of(isa):
+    """Plans for the tiles of ``isa``."""
+    if isa not in instruction_sets.available():
+        pytest.skip(f"this CPU has no {isa.value}")
+    with instruction_sets.planned_for(isa):
+        yield
+
+
+# fp16 with amx_bf16: two bf16 each, of [N][K] weights.
+@pytest.mark.parametrize(
+    ("isa", "dtype", "layouts"),
+    [
+        (CpuIsa.AMX_BF16, DType.BF16, ("nk", "nk")),
+        (CpuIsa.AMX_BF16, DType.BF16, ("kn", "nk")),
+        (CpuIsa.AMX_BF16, DType.BF16, ("nk", "kn")),
+        (CpuIsa.AMX_BF16, DType.FP16, ("nk", "nk")),
+        (CpuIsa.AMX_FP16, DType.FP16, ("nk", "nk")),
+        (CpuIsa.AMX_FP16, DType.FP16, ("kn", "nk")),
+        (CpuIsa.AMX_FP16, DType.FP16, ("nk", "kn")),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else value.value,
 )
-
-
-@needs_tiles
-@pytest.mark.parametrize("layouts", [("nk", "nk"), ("kn", "nk"), ("nk", "kn")], ids="-".join)
-def test_tiles(layouts):
+def test_tiles(isa, dtype, layouts):
     """Pieces of K, staged ends of rows and of K, blocks of tokens, experts that are cut between work-items."""
-    for shape, sizes in (
-        ((300, 2, 1), (4200, 50)),
-        ((700, 3, 2), (96, 2100)),
-        ((40, 1, 1), (2048, 16)),
-        ((33, 9, 2), (33, 257)),
-    ):
-        arguments = tensors(shape, sizes, DType.BF16, layouts=layouts)
-        assert "cpu_gate_up_amx" in jitmoe.explain(jitmoe.fused_moe, *arguments)
-        result = check(arguments, DType.BF16)
-        assert torch.equal(jitmoe.fused_moe(*arguments), result)
+    with tiles_of(isa):
+        for shape, sizes in (
+            ((300, 2, 1), (4200, 50)),
+            ((700, 3, 2), (96, 2100)),
+            ((40, 1, 1) if dtype.value in isa.value else (70, 1, 1), (2048, 16)),  # cutting is for more than 64 pairs
+            ((33, 9, 2), (33, 257)),
+        ):
+            arguments = tensors(shape, sizes, dtype, layouts=layouts)
+            assert f"cpu_gate_up_amx(isa={isa.value} dtype={dtype.value} " in jitmoe.explain(
+                jitmoe.fused_moe, *arguments
+            )
+            result = check(arguments, dtype)
+            assert torch.equal(jitmoe.fused_moe(*arguments), result)
+
+
+@pytest.mark.parametrize("isa", [CpuIsa.AMX_BF16, CpuIsa.AMX_FP16], ids=lambda isa: isa.value)
+@pytest.mark.parametrize("layouts", [("nk", "nk"), ("kn", "kn")], ids="-".join)
+def test_bf16_has_one_kernel_for_all_tiles(isa, layouts):
+    with tiles_of(isa):
+        text = jitmoe.explain(jitmoe.fused_moe, *tensors(MANY, SIZES[0], DType.BF16, layouts=layouts))
+    assert "cpu_gate_up_amx(isa=amx_bf16 " in text and "cpu_down_amx(isa=amx_bf16 " in text
+
+
+def whole_numbers(limit, *size):
+    return torch.randint(-limit, limit + 1, size, generator=torch.Generator().manual_seed(limit)).double()
+
+
+def product_of_fp16(a, b, factor):
+    """Returns (factor * A B^T by the kernels, the same in float64) for A [M, K] and B [N, K] of one expert."""
+    a, b = a.half(), b.half()
+    d = torch.empty(a.shape[0], b.shape[0], dtype=torch.float16)
+    given = (a, b[None], None, d, torch.full((a.shape[0], 1), factor), torch.zeros(a.shape[0], 1, dtype=torch.int64))
+    assert "cpu_down_amx(isa=amx_fp16 " in jitmoe.explain(jitmoe.grouped_gemm_moe, *given, 1, True)
+    jitmoe.grouped_gemm_moe(*given, 1, True)
+    return d, factor * (a.double() @ b.double().T)
+
+
+def test_tiles_of_subnormal_fp16():
+    """Sums of so few bits are exact in fp32, so their rounding is all that may be seen."""
+    tiny = 2.0**-24
+    with tiles_of(CpuIsa.AMX_FP16):
+        for a, b, factor in (
+            (whole_numbers(1023, 70, 99) * tiny, whole_numbers(3, 40, 99), 2.0**8),
+            (whole_numbers(3, 70, 99), whole_numbers(1023, 40, 99) * tiny, 2.0**8),
+            (whole_numbers(100, 70, 99) * tiny, whole_numbers(100, 40, 99) * tiny, 2.0**36),
+        ):
+            result, expected = product_of_fp16(a, b, factor)
+            assert expected.any() and torch.equal(result, expected.half())
+
+
+def test_tiles_of_infinite_fp16():
+    inf = float("inf")
+    a, b = whole_numbers(5, 70, 99), whole_numbers(5, 40, 99)
+    a[1, 7], a[2, 98], a[3, 0], a[3, 1], b[5, 50] = inf, -inf, inf, -inf, inf
+    with tiles_of(CpuIsa.AMX_FP16):
+        result, expected = product_of_fp16(a, b, 1.0)
+        assert {inf, -inf} <= set(expected[1].tolist()) and expected[1].isnan().any()
+        assert torch.equal(result.isnan(), expected.isnan())
+        assert torch.equal(result.nan_to_num(1.0, inf, -inf), expected.half().nan_to_num(1.0, inf, -inf))
+
+
+needs_tiles = pytest.mark.skipif(CpuIsa.AMX_BF16 not in instruction_sets.available(), reason="needs AMX")
 
 
 @needs_tiles

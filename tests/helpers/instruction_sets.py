@@ -17,7 +17,7 @@ def available() -> list[CpuIsa]:
     """Returns the instruction sets that this CPU, and Linux, let kernels use."""
     order = list(CpuIsa)
     found = order[: order.index(cpu.isa_of(cpu.host_flags(), "")) + 1]
-    return [isa for isa in found if isa is not CpuIsa.AMX_BF16 or cpu.request_tiles()]
+    return [isa for isa in found if not isa.has_tiles or cpu.request_tiles()]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from jitmoe.problems.routing import Routing, RoutingProblem
 from jitmoe.problems.sorting import SortProblem
 
 DEVICES = [
-    *(cpu_device(cpu_isa=isa) for isa in (CpuIsa.GENERIC, CpuIsa.AMX_BF16)),
+    *(cpu_device(cpu_isa=isa) for isa in (CpuIsa.GENERIC, CpuIsa.AMX_FP16)),
     *(gpu_device(arch) for arch in ("pvc", "dg2", "mtl")),
     dataclasses.replace(gpu_device("bmg-g21"), kind=DeviceKind.XE_EMULATED),
 ]

@@ -122,17 +122,44 @@ def test_which_codes_are_multiplied_in_chunks(problem, isa, expected):
     assert cpu.choose(problem, cpu_device(cpu_isa=isa)).gate_up.chunk_rows is expected
 
 
-def test_tiles_multiply_bf16_and_fp16_of_many_tokens():
-    cases = (
-        (DType.BF16, 8, "cpu_gate_up_amx"),
-        (DType.FP16, 8, "cpu_gate_up"),
-        (DType.FP16, 256, "cpu_gate_up_amx"),
-        (DType.FP32, 256, "cpu_gate_up"),
-    )
-    for dtype, tokens, kernel in cases:
-        problem = moe_problem(dtype=dtype, num_tokens=tokens, num_experts=8, top_k=2)
-        choice = cpu.choose(problem, cpu_device(cpu_isa=CpuIsa.AMX_BF16))
-        assert (kernel, dtype) == (choice.gate_up.KERNEL, choice.gate_up.dtype)
+NO_TILES = CpuIsa.AVX512_BF16
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "tokens", "changes", "expected"),
+    [
+        (CpuIsa.AMX_BF16, DType.BF16, 4, {}, NO_TILES),
+        (CpuIsa.AMX_BF16, DType.BF16, 5, {}, CpuIsa.AMX_BF16),
+        (CpuIsa.AMX_BF16, DType.FP16, 8, {}, NO_TILES),  # cutting numbers in two is for many tokens
+        (CpuIsa.AMX_BF16, DType.FP16, 256, {}, CpuIsa.AMX_BF16),
+        (CpuIsa.AMX_BF16, DType.FP16, 256, {"w2_layout": Layout.KN}, NO_TILES),
+        (CpuIsa.AMX_BF16, DType.FP32, 256, {}, NO_TILES),
+        (CpuIsa.AMX_FP16, DType.BF16, 4, {}, NO_TILES),
+        (CpuIsa.AMX_FP16, DType.BF16, 5, {}, CpuIsa.AMX_BF16),
+        (CpuIsa.AMX_FP16, DType.FP16, 4, {}, NO_TILES),
+        (CpuIsa.AMX_FP16, DType.FP16, 5, {}, CpuIsa.AMX_FP16),
+        (CpuIsa.AMX_FP16, DType.FP16, 1, {"w2_layout": Layout.KN}, CpuIsa.AMX_FP16),
+        (CpuIsa.AMX_FP16, DType.FP32, 256, {}, NO_TILES),
+    ],
+)
+def test_what_tiles_multiply(device, dtype, tokens, changes, expected):
+    problem = moe_problem(dtype=dtype, num_tokens=tokens, num_experts=8, top_k=2, **changes)
+    choice = cpu.choose(problem, cpu_device(cpu_isa=device))
+    has_tiles = expected is not NO_TILES
+    assert ("cpu_gate_up_amx" if has_tiles else "cpu_gate_up") == choice.gate_up.KERNEL
+    assert (choice.gate_up.isa, choice.down.isa) == (expected, expected)
+    assert (choice.amx_items > 0) is has_tiles
+
+
+def test_fp16_takes_the_room_that_it_is_multiplied_as():
+    problem = moe_problem(dtype=DType.FP16, num_tokens=999, hidden_size=2048, num_experts=2, top_k=2)
+    panels = {}
+    for isa in (CpuIsa.AMX_BF16, CpuIsa.AMX_FP16):
+        device = cpu_device(cpu_isa=isa)
+        choice = cpu.choose(problem, device)
+        buffers = {buffer.name: buffer.num_bytes for buffer in cpu.launches(problem, device, choice).buffers}
+        panels[isa] = buffers["panels"] / (choice.amx_items * choice.block_tokens * problem.hidden_size)
+    assert panels == {CpuIsa.AMX_BF16: 4, CpuIsa.AMX_FP16: 2}
 
 
 @pytest.mark.parametrize(

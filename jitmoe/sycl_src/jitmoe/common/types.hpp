@@ -25,7 +25,7 @@ enum class Encoding { int8, e4m3, e5m2, int4, uint4, e2m1 };
 enum class InputQuant { int8, e4m3, e5m2 };
 enum class Scoring { softmax, sigmoid, sqrt_softplus, sparsemixer, none };
 enum class GroupScore { max, top2_sum };
-enum class CpuIsa { generic, avx2, avx512, avx512_bf16, amx_bf16 };
+enum class CpuIsa { generic, avx2, avx512, avx512_bf16, amx_bf16, amx_fp16 };
 
 constexpr int num_bytes(DType dtype) {
   switch (dtype) {

@@ -7,7 +7,8 @@
 //
 // A multiplication adds to sum[n][t] the products w[n][k] * x[k][t] of 64 bytes of K:
 //
-//   Dot::bf16   tdpbf16ps   32 k, fp32 sums
+//   Dot::bf16   tdpbf16ps   32 k, fp32 sums; subnormal numbers count as zero
+//   Dot::fp16   tdpfp16ps   32 k, fp32 sums; subnormal numbers count as what they are
 //   Dot::int8   tdpbssd     64 k, both signed, int32 sums, exact
 //
 // So int8 are handled like bf16 of half as many k, two in the place of one. The compiler uses no tile registers, so they
@@ -21,7 +22,7 @@ namespace jitmoe::cpu::amx {
 
 constexpr int kRows = 16;                  // of a tile
 constexpr int kTokens = 16;                // columns of a sum tile
-constexpr int kStep = 32;                  // bf16, or pairs of int8, in a tile row
+constexpr int kStep = 32;                  // bf16 or fp16, or pairs of int8, in a tile row
 constexpr int kTileFloats = kRows * kTokens;
 constexpr int kTokenTileUnits = 16 * 16;   // dwords of a token tile
 
@@ -90,7 +91,7 @@ template <int num_x> inline void store_sums(float* sums) {
 }
 
 // How tiles are multiplied: the instruction.
-enum class Dot { bf16, int8 };
+enum class Dot { bf16, fp16, int8 };
 
 // Two weight tiles times num_x token tiles; `dot` is the instruction's name. Loads come just before they are needed, and
 // the token tile that comes last with the first weights is the first with the second.
@@ -128,9 +129,9 @@ enum class Dot { bf16, int8 };
 template <Dot dot, int num_x>
 inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, const uint32* x, int64 x_step) {
 #ifdef __SYCL_DEVICE_ONLY__
-  constexpr bool ints = dot == Dot::int8;
-#define JITMOE_MULTIPLY(tiles, ...)                                                      \
-  if constexpr (ints) asm volatile(tiles("tdpbssd") : : __VA_ARGS__ : "memory");         \
+#define JITMOE_MULTIPLY(tiles, ...)                                                              \
+  if constexpr (dot == Dot::int8) asm volatile(tiles("tdpbssd") : : __VA_ARGS__ : "memory");     \
+  else if constexpr (dot == Dot::fp16) asm volatile(tiles("tdpfp16ps") : : __VA_ARGS__ : "memory"); \
   else asm volatile(tiles("tdpbf16ps") : : __VA_ARGS__ : "memory")
   if constexpr (num_x == 1) {
     JITMOE_MULTIPLY(JITMOE_TILES_1, "r"(w0), "r"(w1), "r"(x), "r"(w_stride_bytes), "r"(int64(64)));
@@ -151,13 +152,17 @@ inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, con
 #undef JITMOE_TILES_3
 
 // sums += the tiles that are still loaded: what a multiplication takes without its loads.
-inline void multiply_again() {
+template <Dot dot> inline void multiply_again() {
+  static_assert(dot != Dot::int8, "nobody asks for it");
 #ifdef __SYCL_DEVICE_ONLY__
-  asm volatile(
-      "tdpbf16ps %%tmm7, %%tmm6, %%tmm0\n\t"
-      "tdpbf16ps %%tmm7, %%tmm6, %%tmm1\n\t"
-      "tdpbf16ps %%tmm7, %%tmm6, %%tmm3\n\t"
-      "tdpbf16ps %%tmm7, %%tmm6, %%tmm4" : : : "memory");
+#define JITMOE_AGAIN(dot)               \
+  dot " %%tmm7, %%tmm6, %%tmm0\n\t"     \
+  dot " %%tmm7, %%tmm6, %%tmm1\n\t"     \
+  dot " %%tmm7, %%tmm6, %%tmm3\n\t"     \
+  dot " %%tmm7, %%tmm6, %%tmm4"
+  if constexpr (dot == Dot::fp16) asm volatile(JITMOE_AGAIN("tdpfp16ps") : : : "memory");
+  else asm volatile(JITMOE_AGAIN("tdpbf16ps") : : : "memory");
+#undef JITMOE_AGAIN
 #endif
 }
 

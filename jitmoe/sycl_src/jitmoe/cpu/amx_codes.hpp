@@ -173,7 +173,7 @@ template <class Config> inline constexpr amx::Dot dot_of<TileBytes<Config>> = am
 // The tiles of a GEMM of `Config` with weights of that layout. Inputs that were prepared are bf16 or int8.
 template <class Config, Layout layout>
 using TilesOf = typename Conditional<
-    !Config::quantized, TileWeights<Simd<CpuIsa::amx_bf16, Config::dtype>, layout>,
+    !Config::quantized, TileWeights<Simd<Config::isa, Config::dtype>, layout>,
     typename Conditional<Config::x_dtype == DType::int8, TileBytes<Config>, TileCodes<Config>>::type>::type;
 
 }  // namespace jitmoe::cpu

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 // tiles form: C = W X^T for two groups of 16 weight rows and any number of tokens, with AMX.
 //
-//   W   16 + 16 rows of K elements; read where they are if they are bf16 [N][K] or multiplied as int8, else staged:
-//       `stage` writes a piece of them as bf16 [2][16][kStagedK] to a small buffer. So a weight format is one staging
-//       function.
+//   W   16 + 16 rows of K elements; read where they are if they are bf16 or fp16 [N][K] or multiplied as int8, else
+//       staged: `stage` writes a piece of them as bf16 (or fp16) [2][16][kStagedK] to a small buffer. So a weight format
+//       is one staging function.
 //   X   token tiles [K / 32][16 units][16 tokens], `tile_units` dwords apart, zero past K
 //   C   sums[token tile][2][16 rows][16 tokens], fp32 (int32 if int8 are multiplied)
 //
-// An element of K is a bf16, or two int8 (amx.hpp).
+// An element of K is a bf16 or an fp16, or two int8 (amx.hpp).
 //
 // Weights come from memory in pieces of 32 rows x kPieceK elements. While one is multiplied the next is asked for,
 // evenly spread over the multiplications; `beside()` is called after each multiplication (beside.hpp). A weight format
@@ -79,7 +79,7 @@ struct Lines {
   }
 };
 
-// How bf16 weights become tiles. A format is such a struct; one that is never `in_place` only stages.
+// How weights become tiles. A format is such a struct; one that is never `in_place` only stages.
 //   stage   writes elements [k0, k0 + num_k) of W's rows as staged[2][16][kStagedK], zero where there are none
 //   lines   the cache lines of elements [k0, k0 + num_k)
 //   asks_while_staging   the next ones are asked for after each staged row, not after each multiplication
@@ -108,7 +108,7 @@ struct TilesInPlace {
   }
 };
 
-// [N][K] bf16.
+// [N][K] bf16, or fp16 that are multiplied as such.
 template <class S> struct TileWeights<S, Layout::nk> : TilesInPlace {
   using Rows = WeightRows<uint16>;
   using Element = uint16;
@@ -145,6 +145,8 @@ template <class W> inline constexpr int parts_of = 1;
 
 // What W multiplies by.
 template <class W> inline constexpr amx::Dot dot_of = amx::Dot::bf16;
+template <Layout layout>
+inline constexpr amx::Dot dot_of<TileWeights<Simd<CpuIsa::amx_fp16, DType::fp16>, layout>> = amx::Dot::fp16;
 template <class W> using SumOf = typename Conditional<dot_of<W> == amx::Dot::int8, int32, float>::type;
 constexpr int kSplitBytes = 2 * 2 * amx::kRows * amx::kStep;  // of the high, or low, parts of 32 rows and one step
 

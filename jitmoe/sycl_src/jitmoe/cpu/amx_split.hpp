@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// fp16 for tiles (amx_form.hpp), which multiply bf16 only: a number of 11 significant bits is the sum of two bf16,
+// fp16 for tiles (amx_form.hpp) of CPUs that multiply tiles of bf16 only: a number of 11 significant bits is the sum of
+// two bf16,
 //
 //   x = high + low      high: x cut to 8 bits, low: the other 3, both exact
 //
@@ -16,6 +17,9 @@
 namespace jitmoe::cpu {
 
 using SplitSimd = Simd<CpuIsa::amx_bf16, DType::fp16>;
+
+// Whether numbers that are multiplied as `dtype` are two in token tiles.
+constexpr bool splits(CpuIsa isa, DType dtype) { return isa == CpuIsa::amx_bf16 && dtype == DType::fp16; }
 
 // Two bf16 parts of 16 floats that have 11 significant bits; the upper half of each dword.
 struct SplitFloats {

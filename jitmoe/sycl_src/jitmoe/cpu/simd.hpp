@@ -3,7 +3,7 @@
 //
 // A "unit" is what one vector lane holds of an operand: a pair of bf16 (k, k+1) in one dword where the CPU has
 // vdpbf16ps, four int8 where it has vpdpbusd, one float otherwise. `Simd<isa, dtype>` says which; everything above works
-// on units.
+// on units. Pairs of fp16 are for tiles alone (amx.hpp): vectors move them but do not multiply them.
 //
 //   lanes        floats per register: 16 (AVX-512), 8 (AVX2), 4 (any x86-64)
 //   k_per_unit   elements of K in one unit: 4, 2 or 1
@@ -39,7 +39,8 @@ inline void prefetch(const void* address) {
 }
 
 constexpr int simd_lanes(CpuIsa isa) { return isa == CpuIsa::generic ? 4 : isa == CpuIsa::avx2 ? 8 : 16; }
-constexpr bool has_bf16_dot(CpuIsa isa) { return isa == CpuIsa::avx512_bf16 || isa == CpuIsa::amx_bf16; }
+constexpr bool has_tiles(CpuIsa isa) { return isa == CpuIsa::amx_bf16 || isa == CpuIsa::amx_fp16; }
+constexpr bool has_bf16_dot(CpuIsa isa) { return isa == CpuIsa::avx512_bf16 || has_tiles(isa); }
 
 // Every CPU with avx512_bf16 has avx512_vnni.
 constexpr bool has_int8_dot(CpuIsa isa) { return has_bf16_dot(isa); }
@@ -62,6 +63,15 @@ template <int lanes> inline Vec<uint32, lanes> bf16_bits(Vec<float, lanes> value
   const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const auto quiet = (bits >> 16) | 0x40u;
   return (bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
+}
+
+// Bits of lanes bf16 or fp16, rounded likewise.
+template <DType dtype, int lanes> inline Vec<uint32, lanes> half_bits(Vec<float, lanes> value) {
+  static_assert(dtype == DType::bf16 || dtype == DType::fp16, "16 bits");
+  if constexpr (dtype == DType::bf16) return bf16_bits<lanes>(value);
+  else
+    return __builtin_convertvector(bit_cast<Vec<uint16, lanes>>(__builtin_convertvector(value, Vec<_Float16, lanes>)),
+                                   Vec<uint32, lanes>);
 }
 
 template <DType dtype, int lanes> inline void store_floats(element_t<dtype>* to, Vec<float, lanes> value) {
@@ -124,7 +134,8 @@ template <CpuIsa isa_, DType dtype_> struct Simd {
   static constexpr CpuIsa isa = isa_;
   static constexpr DType dtype = dtype_;
   static constexpr int lanes = simd_lanes(isa);
-  static constexpr bool pairs = dtype == DType::bf16 && has_bf16_dot(isa);
+  static constexpr bool pairs =
+      dtype == DType::bf16 ? has_bf16_dot(isa) : dtype == DType::fp16 && isa == CpuIsa::amx_fp16;
   static constexpr bool quads = dtype == DType::int8;
   static_assert(!quads || has_int8_dot(isa), "int8 elements need vpdpbusd");
   static constexpr int k_per_unit = quads ? 4 : pairs ? 2 : 1;
@@ -140,6 +151,7 @@ template <CpuIsa isa_, DType dtype_> struct Simd {
 
   // a: tokens, b: weights.
   static void accumulate(sums& acc, units a, units b) {
+    static_assert(!pairs || dtype == DType::bf16, "no vector instruction multiplies pairs of fp16");
     if constexpr (quads) dot_int8(acc, a, b);
     else if constexpr (pairs) dot_bf16(acc, a, b);
     else acc = multiply_add<isa, lanes>(bit_cast<floats>(a), bit_cast<floats>(b), acc);

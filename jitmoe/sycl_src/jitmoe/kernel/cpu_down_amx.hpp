@@ -8,18 +8,18 @@
 // cpu_down.hpp and for the same reasons.
 //
 // | tensor        | shape                   | dtype         | layout, owner
-// | inter         | [slots / 16][I / 2][16] | bf16 pairs    | workspace, from cpu_gate_up_amx
+// | inter         | [slots / 16][I / 2][16] | pairs of dtype | workspace, from cpu_gate_up_amx
 // | y_rows        | [slots / 16][I / n][16] | n of x_dtype  | read instead of inter if x_prepared; workspace, from cpu_tiles
 // | y_scale       | [slots]                 | fp32          | likewise
-// | w2            | [E][H][I]               | bf16          | expert stride, w2_stride between rows (nk) or columns (kn)
+// | w2            | [E][H][I]               | dtype         | expert stride, w2_stride between rows (nk) or columns (kn)
 // | w2_bias       | [E][H]                  | bias_dtype    | dense; if has_bias; caller's
 // | topk_weights  | [M][k]                  | weights_dtype | row stride topk_weights_row_stride; caller's
 // | topk_ids, expert_map                    |               | read if few_pairs; caller's
 // | sorted_pairs, groups                    |               | read otherwise; workspace, from route_serial
 // | sums          | [ranges][h_block / 32][M][32] | fp32    | workspace, a work-item's own columns
-// | out           | [M][H]                  | bf16          | row stride out_row_stride; caller's, may be hidden_states
+// | out           | [M][H]                  | dtype         | row stride out_row_stride; caller's, may be hidden_states
 //
-// With fp16 that is not prepared, each number of the intermediate is two bf16 (cpu/amx_split.hpp).
+// dtype is bf16 or fp16; fp16 as in cpu_gate_up_amx.hpp.
 //
 // nd_range: (ranges of h_block columns), work-groups of 1 work-item. A step is 32 columns of one expert. Beside its
 // multiplications, the step before it is scaled and added to the sums, and its own sums and the next tokens are asked for.
@@ -133,7 +133,6 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   using namespace down_amx;
   using W = TilesOf<Config, Config::w2_layout>;
   using Sum = SumOf<W>;
-  static_assert(Config::dtype == DType::bf16 || parts_of<W> == 2 || Config::x_prepared, "tiles multiply bf16 and int8");
   (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
   (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
   (void)Config::x_scaled;

@@ -2,8 +2,8 @@
 // First GEMM of the MoE layer with its activation, on CPUs with AMX. Formula and Config::gate_up as in cpu_gate_up.hpp.
 //
 // | tensor        | shape                | dtype | layout, owner
-// | hidden_states | [M][H]               | bf16  | row stride x_row_stride, dense rows; caller's
-// | w1            | [E][2I][H]           | bf16  | expert stride, and w1_stride between rows (nk) or between columns of
+// | hidden_states | [M][H]               | dtype | row stride x_row_stride, dense rows; caller's
+// | w1            | [E][2I][H]           | dtype | expert stride, and w1_stride between rows (nk) or between columns of
 // |               |                      |       | the dense dimension (kn); caller's; if quantized: codes, with
 // |               |                      |       | w1_scale and w1_zero_point as in cpu_gate_up.hpp
 // | w1_up, w1_bias, topk_weights         |       | as in cpu_gate_up.hpp
@@ -12,10 +12,11 @@
 // | topk_ids, expert_map                 |       | read if few_pairs; caller's
 // | sorted_pairs, groups                 |       | read otherwise; workspace, from route_serial
 // | panels        | [num_items][block_tokens][H] | x_dtype | workspace, token tiles of one work-item's current block
-// | inter         | [slots / 16][I / 2][16]      | bf16 pairs | workspace, token tiles (cpu/amx_form.hpp), zero past I;
+// | inter         | [slots / 16][I / 2][16]      | pairs of dtype | workspace, token tiles (cpu/amx_form.hpp), zero past I;
 // |               | [slots / 16][I][16]          | fp32  | if inter_is_fp32 (it will be quantized, cpu_tiles.hpp)
 //
-// With fp16 that is not prepared, each number of panels and intermediate is two bf16 (cpu/amx_split.hpp).
+// dtype is bf16 or fp16. fp16 that are not prepared are multiplied as such if isa is amx_fp16; else each number of panels
+// and intermediate is two bf16 (cpu/amx_split.hpp).
 //
 // nd_range: (num_items), work-groups of 1 work-item, which have equal shares of all rows of all active experts
 // (cpu/shares.hpp). A step is 16 gate rows and the same 16 up rows, whose product tiles meet in the activation, or 32 rows
@@ -137,10 +138,10 @@ template <class Config, class Sum>
   if constexpr (Config::inter_is_fp32) {
     store(unit, value[0]);
     store(unit + amx::kTokens, value[1]);
-  } else if constexpr (Config::dtype == DType::fp16)
+  } else if constexpr (splits(Config::isa, Config::dtype))
     store_split(SplitFloats(round_to<DType::fp16, 16>(value[0])), SplitFloats(round_to<DType::fp16, 16>(value[1])), unit);
   else
-    store(unit, bf16_bits<16>(value[0]) | (bf16_bits<16>(value[1]) << 16));
+    store(unit, half_bits<Config::dtype, 16>(value[0]) | (half_bits<Config::dtype, 16>(value[1]) << 16));
 }
 
 }  // namespace gate_up_amx
@@ -151,8 +152,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   using H = Halves<Config::gate_up>;
   using Sum = SumOf<W>;
   constexpr int parts = parts_of<W>;  // of an input
-  constexpr int inter_parts = Config::inter_is_fp32 || Config::dtype == DType::fp16 ? 2 : 1;
-  static_assert(Config::dtype == DType::bf16 || parts == 2 || Config::x_prepared, "tiles multiply bf16 and int8");
+  constexpr int inter_parts = Config::inter_is_fp32 || splits(Config::isa, Config::dtype) ? 2 : 1;
   (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
   (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
   (void)Config::x_by_slot, (void)Config::x_scaled;

@@ -10,8 +10,8 @@
 // | topk_ids, expert_map            |            | read if few_pairs; caller's
 // | sorted_pairs, groups            |            | read otherwise; workspace, from route_serial
 // | inter         | [slots][I]      | units      | workspace, layout of cpu/routing.hpp; with `tiles` token tiles
-// |               |                 |            | [slots / 16][I / 2][16] (cpu/amx_form.hpp), zero past I; for fp16
-// |               |                 |            | twice that (cpu/amx_split.hpp)
+// |               |                 |            | [slots / 16][I / 2][16] (cpu/amx_form.hpp), zero past I; of fp16
+// |               |                 |            | with amx_bf16 twice that (cpu/amx_split.hpp)
 //
 // nd_range: (max_groups * num_ranges), work-groups of 1 work-item; a work-item has range_units units of K of all rows of
 // one group. Numerics: bits are moved; where units are floats, the conversion is exact.
@@ -45,7 +45,7 @@ struct CpuPackArgs {
 
 template <class Config> inline void cpu_pack(const CpuPackArgs& args) {
   using namespace jitmoe::cpu;
-  constexpr bool split = Config::tiles && Config::dtype == DType::fp16;
+  constexpr bool split = Config::tiles && splits(Config::isa, Config::dtype);
   using S = Simd<Config::isa, split ? DType::bf16 : Config::dtype>;  // units of 16-bit numbers, which split_elements reads
   using element = typename S::element;
   (void)Config::w2_layout;  // token tiles have one layout
