@@ -171,13 +171,19 @@ def _takes_tiles(problem: MoEProblem, isa: CpuIsa) -> bool:
     if problem.dtype is DType.FP16 and isa is CpuIsa.AMX_BF16:  # staging weights is too much work for few tokens
         has_many = problem.num_pairs > FEW_PAIRS and problem.num_pairs >= SPLIT_MIN_TOKENS * max_groups(problem)
         return not forms and {problem.w1_layout, problem.w2_layout} == {Layout.NK} and has_many
-    if problem.dtype is DType.FP32 or (problem.dtype is DType.FP16 and forms):
+    if problem.dtype is DType.FP32 or (problem.dtype is DType.FP16 and not all(_fits_fp16(form) for form in forms)):
         return False
     # About one token per expert: rows are multiplied while they are read, in the order in which they are stored.
     rows_are_dense = problem.w1_layout is Layout.NK and problem.w2_layout is Layout.NK
     if rows_are_dense and problem.num_pairs <= max(problem.num_experts, FEW_PAIRS if forms else 0):
         return False
     return all(form.block_k % AMX_STEP == 0 for form in forms)
+
+
+def _fits_fp16(form: WeightFormat) -> bool:
+    """Whether a code times the scale that it is staged with is as exact in fp16 as larger numbers are."""
+    has_integers = form.encoding in (Encoding.INT8, Encoding.INT4, Encoding.UINT4)
+    return form.block_k == 0 or (has_integers and form.scale_dtype is DType.FP16)
 
 
 def _tiles_gemm(problem: MoEProblem, isa: CpuIsa, quant: WeightQuant | None, k: int) -> dict[str, Any]:

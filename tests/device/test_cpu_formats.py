@@ -98,6 +98,75 @@ def test_other_dtypes(pair, dtype):
         check(tensors(tokens, PAIRS[pair], dtype))
 
 
+# Pairs that tiles of fp16 take: one scale for all of K, or integers with scales of fp16.
+FP16_PAIRS = {
+    "int8, e4m3 per channel": (form(Encoding.INT8, 1, WHOLE, DType.BF16), form(Encoding.E4M3, 1, WHOLE)),
+    "uint4 group 64 with zeros, e5m2 per tensor": (
+        form(Encoding.UINT4, 1, 64, DType.FP16, has_zero_point=True),
+        form(Encoding.E5M2, WHOLE, WHOLE),
+    ),
+    "int4 group 32, int8 group 64": (form(Encoding.INT4, 1, 32, DType.FP16), form(Encoding.INT8, 1, 64, DType.FP16)),
+    "e2m1, uint4 per channel with zeros": (
+        form(Encoding.E2M1, 1, WHOLE),
+        form(Encoding.UINT4, 1, WHOLE, has_zero_point=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("pair", FP16_PAIRS)
+def test_formats_that_fit_fp16(pair):
+    if CpuIsa.AMX_FP16 not in instruction_sets.available():
+        pytest.skip("this CPU has no amx_fp16")
+    arguments = tensors(MANY, FP16_PAIRS[pair], torch.float16)
+    text = jitmoe.explain(jitmoe.fused_moe, *arguments)
+    assert "cpu_gate_up_amx(isa=amx_fp16 " in text and "cpu_down_amx(isa=amx_fp16 " in text
+    assert torch.equal(check(arguments), jitmoe.fused_moe(*arguments))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        form(Encoding.INT8, 1, WHOLE),
+        form(Encoding.INT8, 1, 64, DType.FP16),
+        form(Encoding.E4M3, 1, WHOLE),
+        form(Encoding.E5M2, 1, WHOLE),
+        form(Encoding.INT4, 1, 32, DType.FP16),
+        form(Encoding.UINT4, 1, WHOLE),
+        form(Encoding.UINT4, 1, 64, DType.FP16),
+        form(Encoding.UINT4, 1, 128, DType.FP16, has_zero_point=True),
+        form(Encoding.E2M1, 1, WHOLE),
+    ],
+    ids=str,
+)
+def test_tiles_multiply_the_nearest_fp16_of_code_times_scale(weights):
+    """Subnormal ones too. A scale for all of K is a power of two here, as it multiplies sums."""
+    if CpuIsa.AMX_FP16 not in instruction_sets.available():
+        pytest.skip("this CPU has no amx_fp16")
+    x, w1, w2, topk_weights, ids = tensors(MANY, (weights, weights), torch.float16)
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(0, 256, w1.data.shape, generator=generator, dtype=torch.uint8)
+    if weights.encoding in (Encoding.E4M3, Encoding.E5M2):
+        codes[:, ::2] &= 0x87 if weights.encoding is Encoding.E4M3 else 0x83  # every second row is subnormal
+        codes[(codes & 0x7F) >= (0x7F if weights.encoding is Encoding.E4M3 else 0x7C)] = 1
+    if weights.block_k:
+        scale = w1.scale.clone()
+        scale[0] *= 2.0**-12
+        scale[:, 0] *= -1
+        scale[:, -1] = 0
+        assert (scale[0].abs() < torch.finfo(torch.float16).smallest_normal).all() and scale[0].any()
+    else:
+        scale = torch.full_like(w1.scale, 2.0**-8)
+        w2 = dataclasses.replace(w2, scale=torch.full_like(w2.scale, 2.0**-8))
+        x *= {Encoding.E5M2: 2.0**-10, Encoding.E4M3: 2.0**-4}.get(weights.encoding, 2.0**4)  # results are fp16 numbers
+    w1 = dataclasses.replace(w1, data=codes.view(w1.data.dtype), scale=scale)
+    whole = [reference.dequantize(w) for w in (w1, w2)]
+    rounded = [w.to(torch.float16) for w in whole]
+    assert weights.block_k or all(torch.equal(r.to(w.dtype), w) for r, w in zip(rounded, whole, strict=True))
+    expected = jitmoe.fused_moe(x, *rounded, topk_weights, ids)
+    assert expected.isfinite().all() and expected.any()
+    assert torch.equal(jitmoe.fused_moe(x, w1, w2, topk_weights, ids), expected)
+
+
 @pytest.mark.parametrize(
     "weights",
     [
@@ -203,9 +272,13 @@ def test_quantized_inputs_that_are_not_a_number_stay_in_their_row(tokens):
 
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])
-def test_columns_in_the_order_of_activations(tokens):
+@pytest.mark.parametrize(
+    ("dtype", "scale_dtype"), [(torch.bfloat16, DType.FP32), (torch.float16, DType.FP16)], ids=["bf16", "fp16"]
+)
+def test_columns_in_the_order_of_activations(dtype, scale_dtype, tokens):
     """GPTQ's act-order: stored column c is k = order[c], and groups are of stored columns."""
-    arguments = tensors(tokens, (form(Encoding.UINT4, 1, 32, has_zero_point=True), form(Encoding.INT4, 1, 32)))
+    formats = (form(Encoding.UINT4, 1, 32, scale_dtype, has_zero_point=True), form(Encoding.INT4, 1, 32, scale_dtype))
+    arguments = tensors(tokens, formats, dtype)
     w1 = arguments[1]
     generator = torch.Generator().manual_seed(3)
     order = torch.stack([torch.randperm(HIDDEN, generator=generator) for _ in range(EXPERTS)]).to(torch.int32)

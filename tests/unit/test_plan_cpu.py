@@ -151,6 +151,30 @@ def test_what_tiles_multiply(device, dtype, tokens, changes, expected):
     assert (choice.amx_items > 0) is has_tiles
 
 
+@pytest.mark.parametrize(
+    ("encoding", "block_k", "scale_dtype", "expected"),
+    [
+        (Encoding.INT8, 0, DType.FP32, True),
+        (Encoding.E4M3, 0, DType.BF16, True),
+        (Encoding.E5M2, 0, DType.FP32, True),
+        (Encoding.INT4, 128, DType.FP16, True),
+        (Encoding.UINT4, 32, DType.FP16, True),
+        (Encoding.INT4, 128, DType.BF16, False),  # products may be too small for fp16
+        (Encoding.E2M1, 32, DType.E8M0, False),
+        (Encoding.E2M1, 32, DType.FP16, False),  # halves of the smallest scale
+        (Encoding.E4M3, 128, DType.FP16, False),
+        (Encoding.INT4, 48, DType.FP16, False),  # a tile row belongs to one block
+    ],
+)
+def test_which_codes_become_fp16(encoding, block_k, scale_dtype, expected):
+    form = WeightFormat(encoding=encoding, scale_dtype=scale_dtype, block_n=1, block_k=block_k).dense(1, 1)
+    problem = moe_problem(dtype=DType.FP16, num_tokens=99, num_experts=8, top_k=2, w1_quant=form, w2_quant=form)
+    for isa in (CpuIsa.AMX_BF16, CpuIsa.AMX_FP16):
+        choice = cpu.choose(problem, cpu_device(cpu_isa=isa))
+        assert (choice.amx_items > 0) is (expected and isa is CpuIsa.AMX_FP16)
+        assert not choice.amx_items or choice.gate_up.isa is choice.down.isa is CpuIsa.AMX_FP16
+
+
 def test_fp16_takes_the_room_that_it_is_multiplied_as():
     problem = moe_problem(dtype=DType.FP16, num_tokens=999, hidden_size=2048, num_experts=2, top_k=2)
     panels = {}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Quantized weights as tiles (amx_form.hpp).
 //
-// Codes become bf16 in the staging buffer, once for all tokens of an expert. Scales of blocks of K multiply the codes
+// Codes become bf16, or fp16 where tiles multiply that, in the staging buffer, once for all tokens of an expert. Scales of blocks of K multiply the codes
 // there, and the product is rounded to bf16 (to nearest; exact for E8M0 scales). Block sizes are multiples of 32. One
 // scale for all of K is left to the epilogue. The next weights are asked for while these are staged: that takes longer
 // than multiplying.
@@ -25,7 +25,7 @@ template <class B> struct CodeRows : WeightRows<uint8> {
 };
 
 template <class Config> struct TileCodes {
-  using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
+  using S = Simd<Config::isa, Config::x_dtype>;
   using W = Codes<S, Config::encoding, Config::has_zero_point>;
   using B = Blocks<Config>;
   using Rows = CodeRows<B>;
@@ -35,9 +35,12 @@ template <class Config> struct TileCodes {
   static constexpr bool scales = B::block_k != 0;  // else the epilogue does
   static constexpr int kTogether = 4;              // vectors in one turn of a loop: those of a block of 128
   static constexpr int kBlockVectors = scales ? B::block_k / amx::kStep : 1 << 30;
-  using C = Converters<Config::encoding, Config::has_zero_point, Config::scale_dtype>;
+  using C = Converters<W, Config::encoding, Config::has_zero_point, Config::scale_dtype>;
   using Whole = typename Conditional<W::bits == 4, typename C::Any, Unscaled<W>>::type;
   static_assert(B::block_k % amx::kStep == 0, "a tile row belongs to one block");
+  static_assert(S::dtype == DType::bf16 || !scales || (Config::scale_dtype == DType::fp16 && !C::is_fp8 &&
+                                                       Config::encoding != Encoding::e2m1),
+                "what fp16 holds, see scaled_codes.hpp");
 
   // Part of a row of codes: whole vectors of it, then perhaps one that K ends in.
   struct Part {
@@ -123,24 +126,24 @@ template <class Config> struct TileCodes {
       const int a = row / amx::kRows, n = row % amx::kRows;
       uint16* const to = staged + row * kStagedK;
       if (n >= w.num_rows[a]) {
-        for (int64 v = 0; v < part.vectors; ++v) store(to + v * amx::kStep, S::units(0u));
+        for (int64 v = 0; v < part.vectors; ++v) store(to + v * amx::kStep, typename S::units(0u));
         rows_done(1);
         ++row;
         continue;
       }
       const uint8* const codes = w.first[a] + n * w.stride + first_byte;
-      S::floats block_scales = S::floats(1.0f);
+      typename S::floats block_scales = typename S::floats(1.0f);
       uint32 zeros[kMaxBlocks] = {};
       auto* const scales_at = reinterpret_cast<float*>(&block_scales);
       const auto* const zeros_at = reinterpret_cast<const float*>(zeros);
       if constexpr (scales || B::has_zero_point)
         w.blocks[a].template read<Floats>(n, part.first_block, num_blocks, scales_at, zeros);
       if constexpr (!scales) {
-        block_scales = S::floats(1.0f);
+        block_scales = typename S::floats(1.0f);
         convert_row<Whole>(part, codes, scales_at, zeros_at, to);
       } else if (are_ordinary(block_scales)) {
         using Convert = typename C::Ordinary;
-        if constexpr (C::adds_powers) block_scales = bit_cast<S::floats>(exponent_words<16>(block_scales));
+        if constexpr (C::adds_powers) block_scales = bit_cast<typename S::floats>(exponent_words<16>(block_scales));
         if (n == 0 && w.num_rows[a] == amx::kRows && w.blocks[a].is_shared_by(amx::kRows)) {
           convert_rows<Convert>(part, codes, w.stride, scales_at, zeros_at, num_blocks, to, rows_done);
           row += amx::kRows;
@@ -160,6 +163,9 @@ template <class Config> struct TileCodes {
     return Lines::of_rows(w.first[0] + from, w.first[1] + from, ceil_div(num_k * W::bits, 8), w.stride, amx::kRows);
   }
 };
+
+template <class Config>
+inline constexpr amx::Dot dot_of<TileCodes<Config>> = Config::x_dtype == DType::fp16 ? amx::Dot::fp16 : amx::Dot::bf16;
 
 template <class Config> struct TileBytes : TilesInPlace {
   using S = Simd<CpuIsa::amx_bf16, DType::int8>;

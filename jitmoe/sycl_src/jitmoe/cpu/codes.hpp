@@ -6,8 +6,9 @@
 //   load(at, z)   one vector of units from the step * bits / 8 bytes at `at`; z is the zero point of the block
 //   zero(byte)    what `load` takes as z
 //
-// A unit of floats holds the code's value. Pairs of bf16 hold it exactly too: integers up to 256, all of FP8 and FP4.
-// Scales are applied to sums, later. Quads hold int8 codes + 128 (see dot_int8).
+// A unit of floats holds the code's value. Pairs of bf16 hold it exactly too: integers up to 256, all of FP8 and FP4. So do
+// pairs of fp16, which are made here of 8-bit codes only (4 bits: scaled_codes.hpp). Scales are applied to sums, later.
+// Quads hold int8 codes + 128 (see dot_int8).
 //
 // Pairs of 4-bit codes are looked up in a table of 32 bf16 by VPERMW, which reads the five low bits of each word; values
 // are 0..15 and -16..-1 there if a zero point was subtracted, else the 16 values twice, so that bit 4 may be anything.
@@ -73,8 +74,13 @@ inline Vec<uint32, 16> look_up_some(Vec<uint32, 16> value, Vec<uint32, 16> key, 
   return result;
 }
 
-// 32 bf16, rounded to nearest even: those of a, then those of b.
-inline Vec<uint32, 16> join_floats(Vec<float, 16> a, Vec<float, 16> b) {
+// 32 bf16 or fp16, rounded to nearest even: those of a, then those of b.
+template <DType dtype = DType::bf16> inline Vec<uint32, 16> join_floats(Vec<float, 16> a, Vec<float, 16> b) {
+  if constexpr (dtype == DType::fp16) {
+    const auto low = bit_cast<Vec<uint32, 8>>(__builtin_convertvector(a, Vec<_Float16, 16>));
+    const auto high = bit_cast<Vec<uint32, 8>>(__builtin_convertvector(b, Vec<_Float16, 16>));
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
   Vec<uint32, 16> result = bit_cast<Vec<uint32, 16>>(a);
 #ifdef __SYCL_DEVICE_ONLY__
   asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(result) : "v"(a), "v"(b));
@@ -215,6 +221,22 @@ template <Encoding encoding> inline Vec<uint32, 16> fp8_pairs(Vec<uint32, 16> co
   return value | (codes & 0x80008000u);
 }
 
+// The same as fp16, of which E5M2 is the upper half.
+template <Encoding encoding> inline Vec<uint32, 16> fp8_fp16_pairs(Vec<uint32, 16> codes) {
+  using U = Vec<uint32, 16>;
+  if constexpr (encoding == Encoding::e5m2) {
+    return (codes << 8) & 0xff00ff00u;
+  } else {
+    const U special = {0x18000000, 0x1e001c00, 0x21002000, 0x23002200, 0, 0, 0, 0,  // m / 512 for m = 0..7
+                       0, 0, 0, 0, 0, 0, 0, 0x7e000000};                            // 31: NaN
+    constexpr uint32 first_normal = 1 << 10, first_special = 0x7f << 7, bias = (15 - 7) << 10;
+    const U magnitude = (codes << 7) & (first_special * 0x10001u);
+    const U key = add_words(magnitude, U((0x10000u - first_normal) * 0x10001u));  // subnormals wrap around
+    return look_up_some(magnitude + bias * 0x10001u, key, U((first_special - first_normal) * 0x10001u), codes, special) |
+           (codes & 0x80008000u);
+  }
+}
+
 // Codes of a quantized format.
 template <class S_, Encoding encoding, bool has_zero_point> struct Codes {
   using S = S_;
@@ -284,8 +306,12 @@ template <class S_, Encoding encoding, bool has_zero_point> struct Codes {
   }
 
   static units pairs(const uint8* at, uint32 zero) {
+    constexpr bool fp16 = S::dtype == DType::fp16;
+    static_assert(!fp16 || bits == 8, "tables of bf16");
     if constexpr (encoding == Encoding::int8) {
-      return join_floats(int8_floats(at), int8_floats(at + 16));
+      return join_floats<S::dtype>(int8_floats(at), int8_floats(at + 16));
+    } else if constexpr (bits == 8 && fp16) {
+      return fp8_fp16_pairs<encoding>(sign_extended(at));
     } else if constexpr (bits == 8) {
       return fp8_pairs<encoding>(sign_extended(at));
     } else {

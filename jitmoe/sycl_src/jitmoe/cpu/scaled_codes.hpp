@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Codes as bf16 of value * scale, rounded to nearest. What can be done once per scale is done once:
+// Codes as bf16, or fp16, of value * scale, rounded to nearest. What can be done once per scale is done once:
 //
 //   4 bits   a table of the 16 products, which codes are looked up in
 //   FP8      a table of the products of the mantissas; exponents are added to them. What has no exponent (subnormals, NaN,
@@ -8,6 +8,10 @@
 //
 // Scales that are powers of two (E8M0) are added to exponents. Both additions need products whose exponents fit; where
 // scales are too small or large for that, or 0, AnyScale multiplies one by one, which is slower.
+//
+// fp16 has less range, so it takes only what keeps its 11 bits there: one scale for all of K, which is applied elsewhere, or
+// integers and scales of fp16. Their products are multiples of the smallest number of fp16, and infinite only where the
+// product is none of its numbers.
 //
 // Each converter is made of the scale and the zero point that some codes share, and makes a vector of 32 of them.
 #pragma once
@@ -32,11 +36,11 @@ inline bool are_ordinary(Vec<float, 16> scales) {
 }
 
 // 4-bit codes with any scale.
-template <Encoding encoding, bool has_zero_point> class ProductTable {
+template <Encoding encoding, bool has_zero_point, DType dtype> class ProductTable {
  public:
   ProductTable(float scale, float zero) {
     const auto products = (four_bit_values<encoding, has_zero_point>() - zero) * scale;
-    table_ = join_floats(products, products);
+    table_ = join_floats<dtype>(products, products);
   }
   Vec<uint32, 16> operator()(const uint8* from) const { return look_up(four_bit_indices(from), table_); }
 
@@ -60,11 +64,11 @@ template <class W> class AnyScale {
 };
 
 // int8 with any scale.
-class ScaledInt8 {
+template <DType dtype> class ScaledInt8 {
  public:
   ScaledInt8(float scale, float) : scale_(scale) {}
   Vec<uint32, 16> operator()(const uint8* from) const {
-    return join_floats(int8_floats(from) * scale_, int8_floats(from + 16) * scale_);
+    return join_floats<dtype>(int8_floats(from) * scale_, int8_floats(from + 16) * scale_);
   }
 
  private:
@@ -133,13 +137,13 @@ template <class W, Encoding encoding> class AddedPower {
 };
 
 // Which converters codes have: `Any`, and `Ordinary` for ordinary scales (exponent_words of them if adds_powers).
-template <Encoding encoding, bool has_zero_point, DType scale_dtype> struct Converters {
-  using W = Codes<Simd<CpuIsa::avx512_bf16, DType::bf16>, encoding, has_zero_point>;
+template <class W, Encoding encoding, bool has_zero_point, DType scale_dtype> struct Converters {
+  static constexpr DType dtype = W::S::dtype;
   static constexpr bool adds_powers = scale_dtype == DType::e8m0 && encoding != Encoding::int8 && !has_zero_point;
   static constexpr bool is_fp8 = encoding == Encoding::e4m3 || encoding == Encoding::e5m2;
 
-  using Any = typename Conditional<W::bits == 4, ProductTable<encoding, has_zero_point>,
-                                   typename Conditional<is_fp8, AnyScale<W>, ScaledInt8>::type>::type;
+  using Any = typename Conditional<W::bits == 4, ProductTable<encoding, has_zero_point, dtype>,
+                                   typename Conditional<is_fp8, AnyScale<W>, ScaledInt8<dtype>>::type>::type;
   using Table = typename Conditional<is_fp8, MantissaTable<encoding>, Any>::type;
   using Ordinary = typename Conditional<adds_powers, AddedPower<W, encoding>, Table>::type;
 };
