@@ -44,7 +44,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TOLERANCES = {"bf16": 1e-2, "fp16": 2e-3, "fp32": 1e-5}
 CHECKED_TOKENS = 8  # rows compared with float64: the reference takes seconds for all of them
 ZIPF_EXPONENT = 1.0
-SETTLE_SECONDS = 0.01  # torch's OpenMP threads spin for some milliseconds after an operation before they sleep
+SETTLE_SECONDS = 0.03  # OpenMP threads of torch spin for up to 12 ms after an operation before they sleep
+WAKE_SECONDS = 0.02  # of calls until cores that were idle run at full speed (virtual machines: some milliseconds)
 
 
 # peers
@@ -306,9 +307,11 @@ def route(routing: str, m: int, e: int, k: int, generator: torch.Generator) -> t
 
 
 def measure(
-    calls: dict[str, Call], limits: Limits | None, seconds: float, before: Callable[[], object]
+    calls: dict[str, Call], before: dict[str, Callable[[], object]], limits: Limits | None, seconds: float
 ) -> tuple[dict[str, float], float, float]:
     """Times all calls in turn, and the limits, until about ``seconds`` have passed (3 rounds at least).
+
+    What is in ``before`` runs right before the call of that name, and is not timed.
 
     Returns:
         (median seconds of each call, seconds per byte read, seconds per operation), the latter two 0 without limits
@@ -319,7 +322,7 @@ def measure(
     ends = time.perf_counter() + seconds
     while len(next(iter(times.values()))) < 3 or time.perf_counter() < ends:
         for name, call in calls.items():
-            before()
+            before[name]()
             started = time.perf_counter()
             call()
             if torch.xpu.is_available():
@@ -335,29 +338,43 @@ def measure(
     return medians, min(map(statistics.median, zip(*reads, strict=True))), statistics.median(dots)
 
 
+def _wake(gap: float, call: Call) -> None:
+    """Lets the threads of others fall asleep, and wakes a peer's own, as the layers before would have."""
+    time.sleep(gap)
+    ends = time.perf_counter() + WAKE_SECONDS
+    while time.perf_counter() < ends:
+        call()
+
+
 def run_cell(
     tensors: tuple[Any, ...],
     peers: Sequence[str],
+    other_routing: tuple[Any, Any],
     limits: Limits | None,
     seconds: float,
-    before: Callable[[], object],
+    between: Callable[[], object] | None,
+    gap: float,
 ) -> dict[str, Any]:
+    """Times each peer on ``tensors``: after ``gap`` seconds and calls with ``other_routing``, or after ``between``."""
     x, w1, w2, weights, ids = tensors
     calls: dict[str, Call] = {}
+    before: dict[str, Callable[[], object]] = {}
     errors: dict[str, float] = {}
     rows = slice(0, min(CHECKED_TOKENS, x.shape[0]))
     expected = reference.fused_moe(x[rows], w1, w2, weights[rows], ids[rows], compute_dtype=torch.float64)
     for name in ("jitmoe", *peers):
         try:
-            call = (ours if name == "jitmoe" else find_peer(name))(*tensors)
+            peer = ours if name == "jitmoe" else find_peer(name)
+            call, other = peer(*tensors), peer(x, w1, w2, *other_routing)
             result = call()[rows].double().cpu()
-            call()
+            other()
         except Exception as error:  # a peer that cannot do this cell is a gap in the table, not the end of it
             print(f"  {name}: {str(error).splitlines()[0][:120]}", file=sys.stderr)
             continue
         errors[name] = float((result - expected.cpu()).norm() / expected.norm())
         calls[name] = call
-    medians, read, dot = measure(calls, limits, seconds, before)
+        before[name] = functools.partial(_wake, gap, other) if between is None else between
+    medians, read, dot = measure(calls, before, limits, seconds)
     touched = len(ids.unique()) * (w1[0].numel() + w2[0].numel()) * w1.element_size()
     operations = 2 * ids.numel() * (w1[0].numel() + w2[0].numel())
     cell: dict[str, Any] = {"milliseconds": {name: medians[name] * 1e3 for name in calls}, "error": errors}
@@ -422,12 +439,15 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "xpu"], default="cpu")
     parser.add_argument("--seconds", type=float, default=2.0, help="of measuring per cell")
     parser.add_argument(
-        "--gap", type=float, default=1e3 * SETTLE_SECONDS, help="milliseconds of sleep before each timed call"
+        "--gap",
+        type=float,
+        default=1e3 * SETTLE_SECONDS,
+        help="milliseconds of sleep before the calls with another routing that precede each timed call",
     )
     parser.add_argument(
         "--between",
         action="store_true",
-        help="before each timed call, instead of a gap, torch multiplies x [M, H] by [H, H]",
+        help="before each timed call, instead, torch multiplies x [M, H] by [H, H]",
     )
     parser.add_argument(
         "--isa", choices=[isa.value for isa in CpuIsa], help="use the kernels, and the limit, of less than the CPU has"
@@ -452,14 +472,16 @@ def main() -> int:
             for routing in options.routings:
                 for m in options.tokens:
                     x = torch.randn(m, h, generator=generator).to(DTYPES[dtype])
-                    weights, ids = route(routing, m, e, k, generator)
-                    tensors = (x.to(options.device), w1, w2, weights.to(options.device), ids.to(options.device))
+                    (weights, ids), other = (
+                        tuple(t.to(options.device) for t in route(routing, m, e, k, generator)) for _ in range(2)
+                    )
+                    tensors = (x.to(options.device), w1, w2, weights, ids)
+                    between = None
                     if options.between:
                         square = torch.randn(h, h, generator=generator).to(x.dtype).to(options.device)
-                        before = functools.partial(torch.matmul, tensors[0], square)
-                    else:
-                        before = functools.partial(time.sleep, options.gap * 1e-3)
-                    cell = run_cell(tensors, options.peers, limits, options.seconds, before)
+                        between = functools.partial(torch.matmul, tensors[0], square)
+                    gap = options.gap * 1e-3
+                    cell = run_cell(tensors, options.peers, other, limits, options.seconds, between, gap)
                     print(f"{model.name} {dtype} {routing} M={m}: {text_of(cell, TOLERANCES[dtype])}", flush=True)
                     cells.append({"model": model.name, "dtype": dtype, "routing": routing, "tokens": m} | cell)
             _zentorch_weights.clear()

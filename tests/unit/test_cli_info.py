@@ -34,7 +34,7 @@ def made(**changes: Any) -> Facts:
         "python": "3.12",
         "system": "Linux",
         "packages": {"torch": "2.13.0", "dpctl": "0.22.1", "intel-sycl-rt": "2026.2.0", "intel-opencl-rt": "2026.2.0"},
-        "environment": {},
+        "environment": {"OMP_WAIT_POLICY": "passive"},
         "knob_rows": (),
         "knob_errors": (),
         "settings": knobs.Knobs(),
@@ -97,6 +97,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "ONEAPI_ROOT": ({"environment": {"ONEAPI_ROOT": "/opt"}}, "note", "ONEAPI_ROOT"),
     "SYCL cache": ({"environment": {"SYCL_CACHE_PERSISTENT": "1"}}, "warning", "22853"),
     "CPU target": ({"environment": {"CL_CONFIG_CPU_TARGET_ARCH": "corei7"}}, "warning", "corei7"),
+    "spinning threads": ({"environment": {}}, "note", "OpenMP threads spin"),
     "fork": ({"start_method": "fork"}, "note", "fork"),
     "bad knob": ({"knob_errors": ("JITMOE_JOBS: expected a number",)}, "problem", "JITMOE_JOBS"),
     "no compiling": ({"settings": knobs.Knobs(disable_jit=True)}, "note", "JITMOE_DISABLE_JIT"),
@@ -116,7 +117,7 @@ def test_each_trap_is_seen_and_comes_with_advice(case):
 
 @pytest.mark.parametrize("value", ["", "0", "false"])
 def test_a_sycl_cache_that_is_off_is_no_trap(value):
-    assert findings(environment={"SYCL_CACHE_PERSISTENT": value}) == []
+    assert findings(environment={**made().environment, "SYCL_CACHE_PERSISTENT": value}) == []
 
 
 def test_cache_folders_are_judged():

@@ -353,7 +353,7 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
       int64 block = 0;
       if constexpr (parts) block = (c - c0) * per_chunk;
       else if constexpr (B::block_k != 0) block = (k0 + c * kChunkK) / B::block_k - first_block;
-      prefetch_streams<W::chunk_bytes>(row);
+      prefetch_streams<W::chunk_bytes>(row, rows.ahead(row_bytes - left));
       uint8 tail[N][W::chunk_bytes];
       if (left < W::chunk_bytes)
         for (int n = 0; n < N; ++n) {
@@ -387,11 +387,11 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
 }
 
 // chunk rows form over `num_matrices` matrices of num_n rows and num_tokens tokens: c[m][t * c_stride + n]. Tokens are rows
-// of `dtype`, addressed by bytes.
+// of `dtype`, addressed by bytes. After the last matrix the rows of `next` are read.
 template <class W, DType dtype, class B, int num_matrices>
-inline void chunk_rows_form(const uint8* const (&w)[num_matrices], int64 w_stride, int num_n, const B (&blocks)[num_matrices],
-                            const uint8* const* tokens, int num_tokens, int64 k, float* const (&c)[num_matrices],
-                            int c_stride, ChunkInputs inputs) {
+inline void chunk_rows_form(const uint8* const (&w)[num_matrices], const uint8* next, int64 w_stride, int num_n,
+                            const B (&blocks)[num_matrices], const uint8* const* tokens, int num_tokens, int64 k,
+                            float* const (&c)[num_matrices], int c_stride, ChunkInputs inputs) {
   const auto pass = [&](auto tokens_in_tile, auto rows_in_tile, int t0) {
     constexpr int R = decltype(tokens_in_tile)::value;
     constexpr int N = decltype(rows_in_tile)::value;
@@ -408,9 +408,11 @@ inline void chunk_rows_form(const uint8* const (&w)[num_matrices], int64 w_strid
         x[r] = inputs.units[at];
         scales[r] = inputs.scales[at];
       }
+      const int64 from = k0 * W::bits / 8, to = ceil_div((k0 + num_k) * W::bits, 8);
+      const uint8* const after = k0 + num_k < k ? w[0] + (to - from) : next - from;
       for (int m = 0; m < num_matrices; ++m)
         for (int64 n0 = 0; n0 < ceil_div(num_n, N); ++n0) {
-          const Streams<N> rows{n0, ceil_div(num_n, N), num_n};
+          const auto rows = Streams<N>::of(n0, num_n, w[m], w_stride, from, to, m + 1 < num_matrices ? w[m + 1] : after);
           const auto sums = chunk_tile<W, R, N>(w[m], w_stride, rows, blocks[m], x, scales, k0, num_k, k);
           for (int r = 0; r < there; ++r) rows.scatter(sums.token[r], k0 != 0, c[m] + (t0 + r) * c_stride);
         }

@@ -49,12 +49,25 @@ template <class S> struct Panel {
 
 // The weight rows that one tile of the rows form multiplies together lie apart, at the same place of N equal parts of all
 // rows. So there are N streams of weights that go on where the tile before ended, each in pages of its own: what the
-// hardware sees patterns in, and a few lines ahead of it are asked for.
+// hardware sees patterns in, and a few lines ahead of it are asked for, past the end of the stream those that are read next.
 constexpr int kStreamAhead = 1024;  // bytes
 
 template <int N> struct Streams {
   int64 first, apart, num_rows;
+  int64 end;   // bytes from the beginning of a row to where its stream breaks off
+  int64 jump;  // from there to where it goes on
 
+  // Tile n0 of num_rows rows of w, of whose bytes [from, to) are read, and then those of `next`, which is laid out alike.
+  static Streams of(int64 n0, int64 num_rows, const uint8* w, int64 w_stride, int64 from, int64 to, const uint8* next) {
+    const int64 apart = ceil_div(num_rows, N);
+    const bool is_dense = from == 0 && to == w_stride;
+    const int64 end = is_dense ? (apart - n0) * w_stride : to;
+    const int64 on = !is_dense && n0 + 1 < apart ? w_stride : next - (w + n0 * w_stride);
+    return {n0, apart, num_rows, end, on + from - end};
+  }
+
+  // How far from byte `at` of a row the bytes are that will be read kStreamAhead bytes later.
+  int64 ahead(int64 at) const { return at + kStreamAhead < end ? kStreamAhead : kStreamAhead + jump; }
   int64 row(int n) const { return first + n * apart; }
   bool has(int n) const { return row(n) < num_rows; }
   int64 row_or_last(int n) const { return has(n) ? row(n) : num_rows - 1; }
@@ -67,12 +80,12 @@ template <int N> struct Streams {
   }
 };
 
-// Asks for what comes after the next num_bytes bytes of each row.
-template <int num_bytes, int N> inline void prefetch_streams(const uint8* const (&row)[N]) {
+// Asks for num_bytes of each row, `ahead` bytes from here.
+template <int num_bytes, int N> inline void prefetch_streams(const uint8* const (&row)[N], int64 ahead) {
 #pragma unroll
   for (int n = 0; n < N; ++n)
 #pragma unroll
-    for (int line = 0; line < num_bytes; line += 64) prefetch(row[n] + kStreamAhead + line);
+    for (int line = 0; line < num_bytes; line += 64) prefetch(row[n] + ahead + line);
 }
 
 template <int R, int N> struct RowsResult { Vec<float, N> token[R]; };
@@ -124,7 +137,8 @@ inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, Streams<N> row
           token[r] = a_tail[r];
         }
       }
-      if (steps_per_line == 1 || at / step % steps_per_line == 0) prefetch_streams<W::step_bytes * steps_per_line>(row);
+      if (steps_per_line == 1 || at / step % steps_per_line == 0)
+        prefetch_streams<W::step_bytes * steps_per_line>(row, rows.ahead(at * W::bits / 8));
       typename S::units weights[N];
 #pragma unroll
       for (int n = 0; n < N; ++n) {
@@ -192,13 +206,13 @@ inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, Streams<N> row
   return sum_tile<S::lanes, R, N>(result);
 }
 
-// rows form over `num_matrices` matrices of num_n rows and num_tokens tokens: c[m][t * c_stride + n]. Weights that
-// several passes need stay in the cache. Two or three tokens waste a part of the tile, which costs nothing: memory
-// decides then.
+// rows form over `num_matrices` matrices of num_n rows and num_tokens tokens: c[m][t * c_stride + n]. After the last matrix
+// the rows of `next` are read. Weights that several passes need stay in the cache. Two or three tokens waste a part of the
+// tile, which costs nothing: memory decides then.
 template <class W, class A, class B, int num_matrices>
-inline void rows_form(const uint8* const (&w)[num_matrices], int64 w_stride, int num_n, const B (&blocks)[num_matrices],
-                      const uint8* const* a, const TokenScales* scales, int num_tokens, int64 k,
-                      float* const (&c)[num_matrices], int c_stride) {
+inline void rows_form(const uint8* const (&w)[num_matrices], const uint8* next, int64 w_stride, int num_n,
+                      const B (&blocks)[num_matrices], const uint8* const* a, const TokenScales* scales, int num_tokens,
+                      int64 k, float* const (&c)[num_matrices], int c_stride) {
   using Shape = TileShape<typename W::S, B::block_k != 0>;
   constexpr int T = Shape::rows_form_tokens;
   const auto pass = [&](auto tokens_in_tile, auto rows_in_tile, int m, int t0, int64 n0) {
@@ -212,7 +226,8 @@ inline void rows_form(const uint8* const (&w)[num_matrices], int64 w_stride, int
       tokens[r] = a[t];
       token_scales[r] = B::has_token_scales ? scales[t] : TokenScales{};
     }
-    const Streams<N> rows{n0, ceil_div(num_n, N), num_n};
+    const auto rows = Streams<N>::of(n0, num_n, w[m], w_stride, 0, ceil_div(k * W::bits, 8),
+                                     m + 1 < num_matrices ? w[m + 1] : next);
     const auto sums = rows_tile<W, A, R, N, B>(w[m], w_stride, rows, blocks[m], tokens, token_scales, k);
     for (int r = 0; r < R && t0 + r < num_tokens; ++r) rows.scatter(sums.token[r], false, c[m] + (t0 + r) * c_stride);
   };

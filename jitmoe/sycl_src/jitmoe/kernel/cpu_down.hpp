@@ -227,13 +227,18 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
         if constexpr (Config::w2_layout == Layout::nk) {
           const uint8* const matrices[1] = {w};
           float* const tiles[1] = {s->tile};
+          // After the last group the next work-item begins with the first one.
+          const bool ends = done == group.tokens && group_idx + 1 == routing.num_groups;
+          const uint8* const w_soon =
+              ends ? w_range + columns * w_stride + routing.groups[0].expert * expert_bytes : w_next;
           if constexpr (Config::chunk_rows)
             chunk_rows_form<typename ChunksOf<Config::encoding, Config::has_zero_point>::type, Config::x_dtype>(
-                matrices, w_stride, columns, blocks, rows, num_tokens, inner, tiles, args.h_block,
+                matrices, w_soon, w_stride, columns, blocks, rows, num_tokens, inner, tiles, args.h_block,
                 {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
           else
-            rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_stride, columns, blocks, rows,
-                                                                          scales, num_tokens, inner, tiles, args.h_block);
+            rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_soon, w_stride, columns, blocks,
+                                                                          rows, scales, num_tokens, inner, tiles,
+                                                                          args.h_block);
         } else {
           columns_form<S, X>(reinterpret_cast<const typename S::element*>(w), args.w2_stride, columns, rows, num_tokens,
                              inner, s->tile, args.h_block);

@@ -240,6 +240,11 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
             group.expert * H::all_rows(args.intermediate_size) + H::row(m, i0, args.intermediate_size), matrix_rows,
             s->affine.bias + m * kMaxRows);
   }
+  // What the next work-item reads first; the last one begins again.
+  const int32 next_group = (item + 1) / args.num_ranges < routing.num_groups ? (item + 1) / args.num_ranges : 0;
+  const uint8* const next = H::template block<uint8>(
+      args.w1, args.w1_up, routing.groups[next_group].expert * args.w1_expert_stride * element_bytes, to_row, 0,
+      (item + 1) % args.num_ranges * args.n_block, args.intermediate_size);
   const int64 units_per_token = inter_units<S>(args.intermediate_size);
   const int32 first_unit = i0 / S::k_per_unit;
 
@@ -318,11 +323,12 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
       if (!lanes_are_tokens) {
         if constexpr (Config::chunk_rows)
           chunk_rows_form<typename ChunksOf<Config::encoding, Config::has_zero_point>::type, Config::x_dtype>(
-              matrices, w_stride, matrix_rows, blocks, tokens, num_tokens, hidden, tiles, tile_stride,
+              matrices, next, w_stride, matrix_rows, blocks, tokens, num_tokens, hidden, tiles, tile_stride,
               {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
         else
-          rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_stride, matrix_rows, blocks, tokens,
-                                                                        scales, num_tokens, hidden, tiles, tile_stride);
+          rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, next, w_stride, matrix_rows, blocks,
+                                                                        tokens, scales, num_tokens, hidden, tiles,
+                                                                        tile_stride);
       }
     }
 
