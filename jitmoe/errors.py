@@ -187,7 +187,9 @@ class MissingKernelError(JitMoEError):
         ]
         if self.near_miss:
             lines.append(self.near_miss)
-        lines.append(f"next step: run this where compiling is allowed: {self.warmup}")
+        lines.append(
+            f"next step: where compiling is allowed, run {self.warmup}, or this very call: it leaves its kernels in the cache"
+        )
         return "\n".join(lines)
 
 
