@@ -188,7 +188,7 @@ class MissingKernelError(JitMoEError):
         if self.near_miss:
             lines.append(self.near_miss)
         lines.append(
-            f"next step: where compiling is allowed, run {self.warmup}, or this very call: it leaves its kernels in the cache"
+            f"next step: where compiling is allowed, run {self.warmup}, or this very call, which fills the cache too"
         )
         return "\n".join(lines)
 
