@@ -102,7 +102,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
         down_columns = _amx_down_columns(problem, items if few else cores * AMX_DOWN_ITEMS_PER_CORE)
         return CpuChoice(
             route=route,
-            x_rows=_rows(problem, first_gemm, rows) if first_gemm["x_prepared"] else None,
+            x_rows=_rows(problem, first_gemm | {"block_k": 0}, rows) if first_gemm["x_prepared"] else None,
             y_rows=None if problem.input_quant is None else _inter_tiles(problem, second_gemm),
             gate_up=(CpuGateUpAmxSpec if problem.w1_quant is None else CpuQuantGateUpAmxSpec)(
                 **first_gemm, w1_layout=problem.w1_layout, **first, **common
@@ -164,10 +164,10 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
 def _takes_tiles(problem: MoEProblem, isa: CpuIsa) -> bool:
     """Whether the kernels with tiles, of 16-bit numbers (two bf16 for an fp16) or int8, can do it and are faster."""
     forms = [quant.format for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
-    if problem.input_quant is not None:  # products are exact where all of K has one scale, on both sides
+    if problem.input_quant is not None:  # a tile row belongs to one block
         has_many = problem.num_pairs > max(problem.num_experts, FEW_PAIRS)
-        has_one_scale = len(forms) == 2 and problem.input_block_k == 0 and all(form.block_k == 0 for form in forms)
-        return problem.dtype is not DType.FP32 and has_many and has_one_scale
+        fits = len(forms) == 2 and all(_sum_block_k(problem, form) % AMX_STEP == 0 for form in forms)
+        return problem.dtype is not DType.FP32 and has_many and fits
     if problem.dtype is DType.FP16 and isa is CpuIsa.AMX_BF16:  # staging weights is too much work for few tokens
         has_many = problem.num_pairs > FEW_PAIRS and problem.num_pairs >= SPLIT_MIN_TOKENS * max_groups(problem)
         return not forms and {problem.w1_layout, problem.w2_layout} == {Layout.NK} and has_many
@@ -186,12 +186,17 @@ def _fits_fp16(form: WeightFormat) -> bool:
     return form.block_k == 0 or (has_integers and form.scale_dtype is DType.FP16)
 
 
+def _sum_block_k(problem: MoEProblem, form: WeightFormat) -> int:
+    """Returns how many elements of K share a scale on both sides, 0 for all."""
+    return math.gcd(form.block_k, problem.input_block_k)
+
+
 def _tiles_gemm(problem: MoEProblem, isa: CpuIsa, quant: WeightQuant | None, k: int) -> dict[str, Any]:
     form = _NO_FORMAT if quant is None else quant.format
     x_dtype = problem.dtype
     if problem.input_quant is not None:  # every quantized input is exact in bf16
         both_int8 = problem.input_quant is InputQuant.INT8 and form.encoding is Encoding.INT8
-        x_dtype = DType.INT8 if both_int8 and k % 2 == 0 else DType.BF16
+        x_dtype = DType.INT8 if both_int8 and k % 2 == 0 and not _sum_block_k(problem, form) else DType.BF16
     return {
         "isa": isa if x_dtype is DType.FP16 else CpuIsa.AMX_BF16,
         "dtype": problem.dtype,
@@ -202,9 +207,9 @@ def _tiles_gemm(problem: MoEProblem, isa: CpuIsa, quant: WeightQuant | None, k: 
         "encoding": form.encoding,
         "scale_dtype": form.scale_dtype,
         "has_zero_point": form.has_zero_point,
-        "block_k": form.block_k,
+        "block_k": _sum_block_k(problem, form),
         "scale_block_k": form.block_k,
-        "input_block_k": 0,
+        "input_block_k": problem.input_block_k,
         "chunk_rows": False,
     }
 
@@ -315,6 +320,8 @@ def _inter_tiles(problem: MoEProblem, gemm: dict[str, Any]) -> CpuTilesSpec:
         kind=problem.input_quant or InputQuant.INT8,
         to_dtype=gemm["x_dtype"],
         is_given=problem.a2_scale_stride is not None,
+        input_block_k=gemm["input_block_k"],
+        block_k=gemm["block_k"],
     )
 
 
@@ -376,8 +383,16 @@ def _tile_element_bytes(isa: CpuIsa, x_dtype: DType) -> int:
 
 
 def _panel_row_bytes(problem: MoEProblem, element: int) -> int:
-    """Returns the bytes of a token in tiles of numbers of ``element`` bytes."""
-    return align_up(element * problem.hidden_size, element * AMX_STEP if element > 1 else 2 * AMX_STEP)
+    """Returns the bytes of a token in tiles of numbers of ``element`` bytes, and of its scales."""
+    row = align_up(element * problem.hidden_size, element * AMX_STEP if element > 1 else 2 * AMX_STEP)
+    if problem.w1_quant is None or problem.input_quant is None:
+        return row
+    return row + _tile_scale_bytes(problem.hidden_size, _sum_block_k(problem, problem.w1_quant.format))
+
+
+def _tile_scale_bytes(k: int, block_k: int) -> int:
+    """Returns the bytes of a token's scales that follow a tile."""
+    return 4 * -(-k // block_k) if block_k else 0
 
 
 def _amx_block_tokens(problem: MoEProblem, element: int) -> int:
@@ -494,14 +509,15 @@ def _row_buffers(x: str, spec: CpuRowsSpec | CpuTilesSpec | None, rows: int, siz
     """Returns the buffers of prepared rows; empty ones where there are none."""
     sizes = [0, 0, 0]
     if isinstance(spec, CpuTilesSpec):
-        sizes = [spec.to_dtype.num_bytes * align_up(size, ROW_STEP), 4, 0]
+        row_bytes = spec.to_dtype.num_bytes * align_up(size, ROW_STEP)
+        sizes = [row_bytes + _tile_scale_bytes(size, spec.block_k), 4, 0]
     elif spec is not None:
         blocks = -(-size // spec.input_block_k) if spec.input_block_k else 1
         corrections = -(-size // spec.block_k) if spec.block_k else 1
         sizes = [spec.to_dtype.num_bytes * align_up(size, ROW_STEP), 4 * blocks, 4 * corrections]
     return tuple(
-        Buffer(f"{x}_{part}", rows * row_bytes)
-        for part, row_bytes in zip(("rows", "scale", "correction"), sizes, strict=True)
+        Buffer(f"{x}_{part}", rows * num_bytes)
+        for part, num_bytes in zip(("rows", "scale", "correction"), sizes, strict=True)
     )
 
 
@@ -511,10 +527,11 @@ def check_problem(problem: MoEProblem, choice: CpuChoice) -> MoEProblem:
     gemms = (choice.gate_up, choice.down)
     has_int8_tiles = choice.amx_items > 0 and any(gemm.x_dtype is DType.INT8 for gemm in gemms)  # in pairs
     even = 1 if has_int8_tiles or any(quant.format.bits == 4 for quant in quants) else 0  # two codes share a byte
+    first_block, second_block = (gemm.block_k if choice.amx_items and gemm.x_scaled else 0 for gemm in gemms)
     return problem.resized(
         num_tokens=29 if choice.route is None else 89,
-        hidden_size=choice.down_columns + 83 + even,
-        intermediate_size=choice.gate_up_rows + 37 + even,
+        hidden_size=choice.down_columns + 83 + even + first_block,
+        intermediate_size=choice.gate_up_rows + 37 + even + second_block,
         num_experts=3,
         top_k=2,
     )

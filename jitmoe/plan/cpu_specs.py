@@ -84,6 +84,8 @@ class CpuTilesSpec(KernelSpec):
     kind: InputQuant
     to_dtype: DType
     is_given: bool  # the scales; else from absmax
+    input_block_k: int
+    block_k: int  # the tiles are followed by a scale for each; 0: they are not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,6 +212,9 @@ def test_tiles_multiply_the_nearest_bf16_of_code_times_scale(weights):
 QUANTIZED_INPUTS = {
     "int8": ("int8", form(Encoding.INT8, 1, WHOLE)),
     "e4m3 in blocks": ("e4m3", form(Encoding.E4M3, 128, 128)),
+    "mxfp8": ("e4m3", form(Encoding.E4M3, 1, 32, DType.E8M0)),
+    "e5m2 in blocks of 3 rows": ("e5m2", form(Encoding.E5M2, 3, 96, DType.BF16)),
+    "e4m3 in blocks that tiles do not divide": ("e4m3", form(Encoding.E4M3, 128, 48)),
     "e4m3 per channel": ("e4m3", form(Encoding.E4M3, 1, WHOLE, DType.BF16)),
     "e5m2": ("e5m2", form(Encoding.E5M2, WHOLE, WHOLE)),
 }
@@ -229,14 +232,93 @@ def test_quantized_inputs(level, kind, tokens):
         check(tensors(tokens, (weights, weights)), input_quant=name)
 
 
-@pytest.mark.parametrize("kind", ["int8", "e4m3 per channel"])
+@pytest.mark.parametrize("kind", ["int8", "e4m3 per channel", "e4m3 in blocks"])
 def test_quantized_inputs_of_fp16(kind):
     name, weights = QUANTIZED_INPUTS[kind]
     check(tensors(MANY, (weights, weights), torch.float16), input_quant=name)
 
 
-def test_quantized_inputs_meet_two_formats():
-    check(tensors(MANY, (form(Encoding.E5M2, 1, WHOLE), form(Encoding.E4M3, WHOLE, WHOLE))), input_quant="e4m3")
+@pytest.mark.parametrize("block_k", [WHOLE, 64])
+def test_quantized_inputs_meet_two_formats(block_k):
+    formats = form(Encoding.E5M2, 1, block_k, DType.FP16), form(Encoding.E4M3, WHOLE, block_k)
+    check(tensors(MANY, formats), input_quant="e4m3")
+
+
+def normal_weights(experts, rows, k, weights, generator):
+    return quantize_weights(torch.randn(experts, rows, k, generator=generator) * k**-0.5, weights)
+
+
+# Blocks that parts of K which are converted together (512) do not divide, one that is longer, and one that is all of K.
+@pytest.mark.parametrize("block_k", [96, 128, 640, 1024])
+@pytest.mark.parametrize(("tokens", "experts"), [(300, 1), (130, 2), (24, 60)])
+def test_inputs_in_blocks_of_long_rows(tokens, experts, block_k):
+    """Few experts with many tokens, more than are multiplied together; many with few, and some with none."""
+    weights = form(Encoding.E4M3, 128, block_k)
+    hidden, inner, top_k = 1000, 616, min(experts, 3)
+    generator = torch.Generator().manual_seed(tokens)
+    w1 = normal_weights(experts, 2 * inner, hidden, weights, generator)
+    w2 = normal_weights(experts, hidden, inner, weights, generator)
+    x = torch.randn(tokens, hidden, generator=generator).to(torch.bfloat16)
+    # One channel is so large that its block has another scale.
+    x[:, 77] *= 50.0
+    ids = torch.rand(tokens, experts, generator=generator).argsort(dim=1)[:, :top_k]
+    check((x, w1, w2, torch.rand(tokens, top_k, generator=generator), ids), input_quant="e4m3")
+
+
+@pytest.mark.parametrize("isa", [CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16], ids=lambda isa: isa.value)
+@pytest.mark.parametrize(
+    "weights",
+    [form(Encoding.E4M3, 128, 128), form(Encoding.E4M3, 1, 32, DType.E8M0), form(Encoding.E5M2, 3, 96, DType.BF16)],
+    ids=str,
+)
+def test_sums_of_blocks_are_exact(isa, weights):
+    """Small integers and scales that are powers of two: whatever the order, there is one result."""
+    if isa not in instruction_sets.available():
+        pytest.skip(f"this CPU has no {isa.value}")
+    generator = torch.Generator().manual_seed(7)
+
+    def integers(*size):
+        return torch.randint(-2, 3, size, generator=generator).float()
+
+    def matrix(rows, k):
+        packed = quantize_weights(integers(EXPERTS, rows, k), dataclasses.replace(weights, scale_dtype=DType.FP32))
+        codes = integers(EXPERTS, rows, k).to(packed.data.dtype if packed.data.is_floating_point() else torch.float32)
+        if not packed.data.is_floating_point():
+            kinds = {Encoding.E4M3: torch.float8_e4m3fn, Encoding.E5M2: torch.float8_e5m2}
+            codes = codes.to(kinds[weights.encoding]).view(packed.data.dtype)
+        powers = torch.randint(-1, 2, packed.scale.shape, generator=generator)
+        if weights.scale_dtype is DType.E8M0:
+            scale = (powers + 127).to(torch.uint8)
+        else:
+            scale = (2.0**powers).to({DType.FP32: torch.float32, DType.BF16: torch.bfloat16}[weights.scale_dtype])
+        return QuantizedTensor(codes, scale, weights)
+
+    x = integers(MANY, HIDDEN).to(torch.bfloat16)
+    ids = torch.randint(0, EXPERTS, (MANY, TOP_K), generator=generator)
+    topk_weights = 2.0 ** torch.randint(-2, 1, (MANY, TOP_K), generator=generator)
+    one = torch.ones(1)
+    options = {"activation": "relu2", "input_quant": weights.encoding.value, "a1_scale": one, "a2_scale": one}
+    arguments = (x, matrix(INNER, HIDDEN), matrix(HIDDEN, INNER), topk_weights, ids)
+    expected = reference.fused_moe(*arguments, compute_dtype=torch.float64, input_block_k=weights.block_k, **options)
+    with instruction_sets.planned_for(isa):
+        result = jitmoe.fused_moe(*arguments, **options)
+    assert torch.equal(result, expected.to(torch.bfloat16))
+
+
+def test_inputs_in_blocks_with_everything_around():
+    """Biases, ids of other ranks, gate rows beside up rows and weights on the input."""
+    weights = form(Encoding.E4M3, 128, 128)
+    x, w1, w2, topk_weights, ids = tensors(MANY, (weights, weights))
+    generator = torch.Generator().manual_seed(1)
+    biases = {
+        "w1_bias": torch.randn(EXPERTS, 2 * INNER, generator=generator).to(torch.bfloat16),
+        "w2_bias": torch.randn(EXPERTS, HIDDEN, generator=generator).to(torch.bfloat16),
+    }
+    check((x, w1, w2, topk_weights, ids), input_quant="e4m3", interleaved=True, **biases)
+    ids = torch.randint(0, 2 * EXPERTS, ids.shape, generator=generator)
+    expert_map = torch.tensor([-1, 2, -1, 0, 1, -1], dtype=torch.int32)
+    options = {"expert_map": expert_map, "apply_router_weight_on_input": True, "activation": "gelu"}
+    check((x, w1, w2, topk_weights, ids), input_quant="e4m3", **options)
 
 
 def test_int8_rows_of_odd_length():
@@ -247,28 +329,30 @@ def test_int8_rows_of_odd_length():
     check((x[:, :-1].contiguous(), w1, w2, topk_weights, ids), input_quant="int8")
 
 
+@pytest.mark.parametrize("kind", ["int8", "e4m3 in blocks"])
 @pytest.mark.parametrize("tokens", [FEW, MANY])
-def test_given_input_scales(tokens):
-    weights = form(Encoding.INT8, 1, WHOLE)
+def test_given_input_scales(tokens, kind):
+    name, weights = QUANTIZED_INPUTS[kind]
     arguments = tensors(tokens, (weights, weights))
     per_expert = torch.tensor([0.02, 0.03, 0.04])
-    check(arguments, input_quant="int8", a1_scale=per_expert, a2_scale=torch.tensor([0.01]))
-    check(arguments, input_quant="int8", a1_scale=torch.tensor([0.025]), a2_scale=per_expert)
+    check(arguments, input_quant=name, a1_scale=per_expert, a2_scale=torch.tensor([0.01]))
+    check(arguments, input_quant=name, a1_scale=torch.tensor([0.025]), a2_scale=per_expert)
 
 
+@pytest.mark.parametrize("kind", ["int8", "e4m3 in blocks"])
 @pytest.mark.parametrize("tokens", [FEW, MANY])
-def test_quantized_inputs_that_are_not_a_number_stay_in_their_row(tokens):
-    weights = form(Encoding.INT8, 1, WHOLE)
+def test_quantized_inputs_that_are_not_a_number_stay_in_their_row(tokens, kind):
+    name, weights = QUANTIZED_INPUTS[kind]
     arguments = tensors(tokens, (weights, weights))
-    clean = jitmoe.fused_moe(*arguments, input_quant="int8")
+    clean = jitmoe.fused_moe(*arguments, input_quant=name)
     arguments[0][1, 5] = float("nan")
     arguments[0][2] = 0.0
     for scales in ({}, {"a1_scale": torch.tensor([0.02]), "a2_scale": torch.tensor([0.02])}):
-        result = jitmoe.fused_moe(*arguments, input_quant="int8", **scales)
+        result = jitmoe.fused_moe(*arguments, input_quant=name, **scales)
         assert result[1].isnan().all()
         assert not result[2].any()
     others = [0, *range(3, tokens)]
-    assert torch.equal(jitmoe.fused_moe(*arguments, input_quant="int8")[others], clean[others])
+    assert torch.equal(jitmoe.fused_moe(*arguments, input_quant=name)[others], clean[others])
 
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])
@@ -341,11 +425,12 @@ def test_with_everything_around(isa, tokens):
     )
 
 
+@pytest.mark.parametrize("kind", ["int8", "e4m3 in blocks"])
 @pytest.mark.parametrize("tokens", [FEW, MANY])
-def test_same_bits_every_time(tokens):
-    weights = form(Encoding.INT8, 1, WHOLE)
+def test_same_bits_every_time(tokens, kind):
+    name, weights = QUANTIZED_INPUTS[kind]
     arguments = tensors(tokens, (weights, weights))
-    for options in ({}, {"input_quant": "int8"}):
+    for options in ({}, {"input_quant": name}):
         first = jitmoe.fused_moe(*arguments, **options)
         assert all(torch.equal(jitmoe.fused_moe(*arguments, **options), first) for _ in range(3))
 

@@ -85,6 +85,29 @@ def test_tiles_cover_the_problem_and_fit_the_kernels(problem, cores):
     assert sizes["sums"] >= 4 * problem.num_tokens * choice.down_columns * down.global_size[0]
 
 
+def test_scales_of_blocks_follow_their_tiles():
+    problem = quantized(
+        *(Encoding.E4M3, 128),
+        num_tokens=64,
+        num_experts=8,
+        top_k=2,
+        hidden_size=1000,
+        intermediate_size=500,
+        input_quant=InputQuant.E4M3,
+        input_block_k=128,
+    )
+    device = cpu_device(cpu_isa=CpuIsa.AMX_BF16)
+    choice = cpu.choose(problem, device)
+    plan = cpu.launches(problem, device, choice)
+    sizes = {buffer.name: buffer.num_bytes for buffer in plan.buffers}
+    gate_up = next(launch for launch in plan.launches if launch.spec == choice.gate_up)
+    tokens = gate_up.global_size[0] * choice.block_tokens
+    assert sizes["panels"] == tokens * (2 * 1024 + 4 * 8)
+    worst_slots = 64 * 2 + 8 * 15
+    assert sizes["y_rows"] == worst_slots * (2 * 512 + 4 * 4)
+    assert sizes["x_scale"] == 64 * 4 * 8
+
+
 def test_a_token_per_expert_takes_no_tiles():
     sizes = {"num_experts": 8, "top_k": 2}
     device = cpu_device(cpu_isa=CpuIsa.AMX_BF16)
@@ -193,13 +216,15 @@ def test_fp16_takes_the_room_that_it_is_multiplied_as():
         (Encoding.INT8, 0, {"intermediate_size": 767}, DType.INT8),  # of the second GEMM alone
         (Encoding.INT8, 0, {"hidden_size": 2047}, DType.BF16),  # int8 are read two by two
         (Encoding.E4M3, 0, {}, DType.BF16),
-        (Encoding.INT8, 128, {}, None),  # sums of blocks are scaled one by one
+        (Encoding.INT8, 128, {}, DType.BF16),  # sums of blocks of bf16 are scaled
+        (Encoding.E4M3, 128, {}, DType.BF16),
+        (Encoding.E4M3, 48, {}, None),  # a tile row belongs to one block
         (Encoding.INT8, 0, {"dtype": DType.FP32}, None),
         (Encoding.INT8, 0, {"num_tokens": 4}, None),
     ],
     ids=str,
 )
-def test_quantized_inputs_meet_tiles_where_products_are_exact(encoding, block_k, changes, expected):
+def test_quantized_inputs_meet_tiles(encoding, block_k, changes, expected):
     sizes = {"num_tokens": 64, "num_experts": 8, "top_k": 2} | changes
     problem = quantized(encoding, block_k, input_quant=InputQuant.INT8, input_block_k=block_k, **sizes)
     choice = cpu.choose(problem, cpu_device(cpu_isa=CpuIsa.AMX_BF16))

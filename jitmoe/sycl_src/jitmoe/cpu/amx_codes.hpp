@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Quantized weights as tiles (amx_form.hpp).
 //
-// Codes become bf16, or fp16 where tiles multiply that, in the staging buffer, once for all tokens of an expert. Scales of blocks of K multiply the codes
-// there, and the product is rounded to bf16 (to nearest; exact for E8M0 scales). Block sizes are multiples of 32. One
-// scale for all of K is left to the epilogue. The next weights are asked for while these are staged: that takes longer
-// than multiplying.
+// Codes become bf16, or fp16 where tiles multiply that, in the staging buffer, once for all tokens of an expert. Scales of
+// blocks of K multiply the codes there, and the product is rounded to that (to nearest; in bf16 exact for E8M0 scales). If
+// inputs are quantized too, codes stay as they are, which is exact, and the sums of blocks are scaled (amx_blocks.hpp):
+// rounding makes numbers of the intermediate choose the other of two neighbouring codes. Block sizes are multiples of 32.
+// One scale for all of K, on both sides, is left to the epilogue. The next weights are asked for while these are staged:
+// that takes longer than multiplying.
 //
 // int8 times int8 needs no conversion: rows are read where they are, an even number of int8 of K.
 #pragma once
@@ -19,6 +21,9 @@ namespace jitmoe::cpu {
 // Whether weights have one scale for all of K, which is the epilogue's.
 template <class Config> constexpr bool scales_rows() { return Config::quantized && Config::block_k == 0; }
 
+// Whether the sums of blocks of K are scaled, by the scales of both sides.
+template <class Config> constexpr bool scales_sums() { return Config::x_scaled && Config::block_k != 0; }
+
 // Rows of codes; the stride is in bytes.
 template <class B> struct CodeRows : WeightRows<uint8> {
   B blocks[2];
@@ -32,15 +37,17 @@ template <class Config> struct TileCodes {
   using Element = uint8;
   static constexpr bool in_place = false;
   static constexpr bool asks_while_staging = true;
-  static constexpr bool scales = B::block_k != 0;  // else the epilogue does
-  static constexpr int kTogether = 4;              // vectors in one turn of a loop: those of a block of 128
+  static constexpr bool scales = B::block_k != 0 && !scales_sums<Config>();  // else sums are scaled
+  static constexpr int kTogether = 4;  // vectors in one turn of a loop: those of a block of 128
   static constexpr int kBlockVectors = scales ? B::block_k / amx::kStep : 1 << 30;
   using C = Converters<W, Config::encoding, Config::has_zero_point, Config::scale_dtype>;
+  using Floats = Codes<Simd<CpuIsa::avx512, DType::bf16>, Config::encoding, Config::has_zero_point>;
   using Whole = typename Conditional<W::bits == 4, typename C::Any, Unscaled<W>>::type;
   static_assert(B::block_k % amx::kStep == 0, "a tile row belongs to one block");
   static_assert(S::dtype == DType::bf16 || !scales || (Config::scale_dtype == DType::fp16 && !C::is_fp8 &&
                                                        Config::encoding != Encoding::e2m1),
                 "what fp16 holds, see scaled_codes.hpp");
+  static_assert(!(scales_sums<Config>() && B::has_zero_point), "zero points of blocks belong to their scales");
 
   // Part of a row of codes: whole vectors of it, then perhaps one that K ends in.
   struct Part {
@@ -110,8 +117,6 @@ template <class Config> struct TileCodes {
   // rows_done(n) is called after n rows' work, for all of the 32 rows.
   template <class RowsDone>
   static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged, const RowsDone& rows_done) {
-    using Floats = Codes<Simd<CpuIsa::avx512, DType::bf16>, Config::encoding, Config::has_zero_point>;
-    constexpr int kMaxBlocks = 16;
     static_assert(kMaxBlocks == kStagedK / amx::kStep, "blocks of one part, and lanes of a vector");
     Part part;
     const int64 first_byte = k0 * W::bits / 8;
@@ -158,6 +163,23 @@ template <class Config> struct TileCodes {
     }
   }
 
+  // See sum_block_of. 0 for rows that do not exist.
+  static void read_scales(const Rows& w, int64 first, int count, float (*to)[2 * amx::kRows]) {
+    for (int a = 0; a < 2; ++a) {
+      const bool are_shared = w.num_rows[a] == amx::kRows && w.blocks[a].is_shared_by(amx::kRows);
+      float scales[kMaxBlocks] = {};
+#pragma clang loop unroll(disable)
+      for (int n = 0; n < amx::kRows; ++n) {
+        uint32 unused;
+        if (n == w.num_rows[a]) store(scales, typename S::floats(0.0f));
+        if (n < w.num_rows[a] && (n == 0 || !are_shared))
+          w.blocks[a].template read<Floats>(n, first, count, scales, &unused);
+#pragma clang loop unroll(disable)
+        for (int b = 0; b < count; ++b) to[b][a * amx::kRows + n] = scales[b];
+      }
+    }
+  }
+
   static Lines lines(const Rows& w, int64 k0, int64 num_k) {
     const int64 from = k0 * W::bits / 8;
     return Lines::of_rows(w.first[0] + from, w.first[1] + from, ceil_div(num_k * W::bits, 8), w.stride, amx::kRows);
@@ -166,6 +188,7 @@ template <class Config> struct TileCodes {
 
 template <class Config>
 inline constexpr amx::Dot dot_of<TileCodes<Config>> = Config::x_dtype == DType::fp16 ? amx::Dot::fp16 : amx::Dot::bf16;
+template <class Config> inline constexpr int64 sum_block_of<TileCodes<Config>> = scales_sums<Config>() ? Config::block_k : 0;
 
 template <class Config> struct TileBytes : TilesInPlace {
   using S = Simd<CpuIsa::amx_bf16, DType::int8>;

@@ -4,8 +4,11 @@
 //   W   16 + 16 rows of K elements; read where they are if they are bf16 or fp16 [N][K] or multiplied as int8, else
 //       staged: `stage` writes a piece of them as bf16 (or fp16) [2][16][kStagedK] to a small buffer. So a weight format
 //       is one staging function.
-//   X   token tiles [K / 32][16 units][16 tokens], `tile_units` dwords apart, zero past K
+//   X   token tiles [K / 32][16 units][16 tokens], token_tile_dwords<W>(K) apart, zero past K
 //   C   sums[token tile][2][16 rows][16 tokens], fp32 (int32 if int8 are multiplied)
+//
+// Quantized weights and inputs with scales for blocks of K (sum_block_of<W>): the sums of each block are scaled and added
+// up in fp32 (amx_blocks.hpp). The inputs' scales, [blocks][16 tokens] fp32, follow each of X's tiles.
 //
 // An element of K is a bf16 or an fp16, or two int8 (amx.hpp).
 //
@@ -17,6 +20,7 @@
 #pragma once
 
 #include <jitmoe/cpu/amx.hpp>
+#include <jitmoe/cpu/amx_blocks.hpp>
 #include <jitmoe/cpu/simd.hpp>
 #include <jitmoe/cpu/tiles.hpp>
 
@@ -147,7 +151,31 @@ template <class W> inline constexpr int parts_of = 1;
 template <class W> inline constexpr amx::Dot dot_of = amx::Dot::bf16;
 template <Layout layout>
 inline constexpr amx::Dot dot_of<TileWeights<Simd<CpuIsa::amx_fp16, DType::fp16>, layout>> = amx::Dot::fp16;
-template <class W> using SumOf = typename Conditional<dot_of<W> == amx::Dot::int8, int32, float>::type;
+template <class W> using ProductOf = typename Conditional<dot_of<W> == amx::Dot::int8, int32, float>::type;
+
+// Elements of K whose sums are scaled before they are added up, a multiple of 32; 0: sums are not scaled here. Such a W has
+//   read_scales   writes the row scales of `count` blocks from `first` on
+template <class W> inline constexpr int64 sum_block_of = 0;
+template <class W> constexpr bool sums_blocks() { return sum_block_of<W> != 0; }
+
+// Of C.
+template <class W> using SumOf = typename Conditional<sums_blocks<W>(), float, ProductOf<W>>::type;
+
+// Dwords of a token tile of k elements of K.
+template <class W> inline int64 token_tile_dwords(int64 k) {
+  int64 units = parts_of<W> * align_up(ceil_div(k, 2), 16);
+  if constexpr (sums_blocks<W>()) units += ceil_div(k, sum_block_of<W>);
+  return units * amx::kTokens;
+}
+
+// Local memory of amx_form.
+template <class W, bool = sums_blocks<W>()> struct FormScratch {
+  uint16 staged[2 * amx::kRows * kStagedK];
+};
+template <class W> struct FormScratch<W, true> {
+  uint16 staged[2 * amx::kRows * kStagedK];
+  BlockScratch<ProductOf<W>> blocks;
+};
 constexpr int kSplitBytes = 2 * 2 * amx::kRows * amx::kStep;  // of the high, or low, parts of 32 rows and one step
 
 // How often amx_form multiplies, at least.
@@ -156,8 +184,15 @@ inline int64 multiplications(int num_tiles, int64 k) { return ceil_div(num_tiles
 // C = W X^T, see above. `next` are the rows that are needed after these, if any.
 template <class W, class Beside>
 [[gnu::noinline]] void amx_form(const typename W::Rows& w, const typename W::Rows* next, const uint32* x,
-                                int64 tile_units, int num_tiles, int64 k, float* sums, uint16* staged,
-                                const Beside& beside) {
+                                int num_tiles, int64 k, float* sums, FormScratch<W>& scratch, const Beside& beside) {
+  constexpr bool has_blocks = sums_blocks<W>();
+  static_assert(!has_blocks || (!W::in_place && parts_of<W> == 1), "blocks of staged weights");
+  uint16* const staged = scratch.staged;
+  const int64 tile_units = token_tile_dwords<W>(k);
+  auto blocks = [&] {
+    if constexpr (has_blocks) return SumBlocks<ProductOf<W>>(scratch.blocks);
+    else return Int<0>{};
+  }();
   const bool in_place = W::in_place && w.num_rows[0] == amx::kRows && w.num_rows[1] == amx::kRows;
   const int passes = int(ceil_div(num_tiles, 3));
   constexpr int parts = parts_of<W>;
@@ -180,12 +215,16 @@ template <class W, class Beside>
     const int64 staged_k = align_up(num_k - direct_k, amx::kStep);
     if constexpr (W::asks_while_staging) W::stage(w, k0, staged_k, k, staged, [&](int rows) { lines.fetch(rows * lines_per_step); });
     else if (staged_k != 0) W::stage(w, k0 + direct_k, staged_k, k, staged);
+    int64 first_block = 0;
+    if constexpr (has_blocks) {
+      blocks.finish();  // needs the scales of the piece before
+      first_block = k0 / sum_block_of<W>;
+      W::read_scales(w, first_block, int(ceil_div(k0 + num_k, sum_block_of<W>) - first_block), scratch.blocks.row_scales);
+    }
     const auto pass = [&](auto tiles, int t) {
       constexpr int num_x = decltype(tiles)::value;
       const uint32* const tokens = x + t * tile_units + k0 * (parts * amx::kTokens / 2);
       float* const at = sums + t * 2 * amx::kTileFloats;
-      if (k0 == 0) amx::zero_sums<num_x>();
-      else amx::load_sums<num_x>(at);
       const auto run = [&](const uint8* a0, const uint8* a1, int64 stride_bytes, int64 from, int64 steps) {
         const uint32* b = tokens + from * (amx::kTokens / 2);
         for (int64 left = steps; left > 0; left -= kTogether) {  // short loops, whose ends branch prediction knows
@@ -198,6 +237,7 @@ template <class W, class Beside>
               amx::multiply<dot_of<W>, num_x>(a0 + kSplitBytes, a1 + kSplitBytes, stride_bytes, b, tile_units);
             }
             if constexpr (!W::asks_while_staging) lines.fetch(lines_per_step);
+            if constexpr (has_blocks) blocks.turn();
             beside();
             a0 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;
             a1 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;
@@ -205,12 +245,34 @@ template <class W, class Beside>
           }
         }
       };
-      if constexpr (W::in_place)
-        run(W::row(w, 0, 0) + 2 * k0, W::row(w, 1, 0) + 2 * k0, W::row_bytes(w), 0, direct_k / amx::kStep);
       constexpr int64 row = parts == 2 ? amx::kStep : kStagedK;
       const auto* const copy = reinterpret_cast<const uint8*>(staged);
-      run(copy, copy + 2 * amx::kRows * row, 2 * row, direct_k, staged_k / amx::kStep);
-      amx::store_sums<num_x>(at);
+      const auto run_staged = [&](int64 first, int64 from, int64 steps) {
+        run(copy + 2 * first, copy + 2 * (amx::kRows * row + first), 2 * row, from, steps);
+      };
+      if constexpr (has_blocks) {
+        constexpr int64 block_k = sum_block_of<W>;
+        const auto* const token_scales =
+            reinterpret_cast<const float*>(x + (t + 1) * tile_units) - ceil_div(k, block_k) * amx::kTokens;
+        for (int64 from = 0; from < staged_k;) {
+          const int64 block = (k0 + from) / block_k, block_end = (block + 1) * block_k - k0;
+          const int64 end = block_end < staged_k ? block_end : staged_k;
+          amx::zero_sums<num_x>();
+          run_staged(from, from, (end - from) / amx::kStep);
+          blocks.finish();
+          amx::store_sums<num_x>(reinterpret_cast<float*>(scratch.blocks.products));
+          blocks.begin(scratch.blocks.row_scales[block - first_block], token_scales + block * amx::kTokens, tile_units,
+                       num_x, k0 + from == 0, at, block_k / amx::kStep);
+          from = end;
+        }
+      } else {
+        if (k0 == 0) amx::zero_sums<num_x>();
+        else amx::load_sums<num_x>(at);
+        if constexpr (W::in_place)
+          run(W::row(w, 0, 0) + 2 * k0, W::row(w, 1, 0) + 2 * k0, W::row_bytes(w), 0, direct_k / amx::kStep);
+        run_staged(0, direct_k, staged_k / amx::kStep);
+        amx::store_sums<num_x>(at);
+      }
     };
     for (int t = 0, left = passes; left > 0; --left) {  // as even as possible: 3 + 2 and 2 + 2 rather than 3 + 1
       const int tiles = int(ceil_div(num_tiles - t, left));
@@ -221,6 +283,7 @@ template <class W, class Beside>
     }
     k0 += num_k;
   }
+  if constexpr (has_blocks) blocks.finish();
 }
 
 }  // namespace jitmoe::cpu

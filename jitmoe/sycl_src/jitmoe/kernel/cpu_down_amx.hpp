@@ -10,7 +10,9 @@
 // | tensor        | shape                   | dtype         | layout, owner
 // | inter         | [slots / 16][I / 2][16] | pairs of dtype | workspace, from cpu_gate_up_amx
 // | y_rows        | [slots / 16][I / n][16] | n of x_dtype  | read instead of inter if x_prepared; workspace, from cpu_tiles
-// | y_scale       | [slots]                 | fp32          | likewise
+// |               |                         |               | each tile followed by its scales if blocks of K have their
+// |               |                         |               | own (cpu/amx_form.hpp)
+// | y_scale       | [slots]                 | fp32          | likewise, if all of K has one
 // | w2            | [E][H][I]               | dtype         | expert stride, w2_stride between rows (nk) or columns (kn)
 // | w2_bias       | [E][H]                  | bias_dtype    | dense; if has_bias; caller's
 // | topk_weights  | [M][k]                  | weights_dtype | row stride topk_weights_row_stride; caller's
@@ -94,10 +96,10 @@ struct Block {
 
 using Affine = epilogue::Affine<2 * amx::kRows, kBlockTokens>;
 
-struct Scratch {
+template <class W> struct Scratch {
   float sums[2][kMaxTiles * 2 * amx::kTileFloats];
   Block blocks[2];
-  uint16 staged[2 * amx::kRows * kStagedK];
+  FormScratch<W> form;
   Affine affine[2];
   FewPairs few;
 };
@@ -111,8 +113,9 @@ struct Ready {
 };
 
 // What is done to products before they are added.
+template <class Config> constexpr bool scales_tokens() { return Config::x_scaled && !scales_sums<Config>(); }
 template <class Config> constexpr bool is_affine() {
-  return Config::has_bias || Config::x_scaled || scales_rows<Config>();
+  return Config::has_bias || scales_tokens<Config>() || scales_rows<Config>();
 }
 
 // Adds half a tile's columns: unit i of 2 per tile.
@@ -136,7 +139,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
   (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
   (void)Config::x_scaled;
-  auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
+  auto* const s = (Scratch<W>*)scratch<sizeof(Scratch<W>)>();
 
   // Indices.
   const int32 range = int32(nd_item<1>().get_group(0));
@@ -150,7 +153,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
       args.sorted_pairs, args.groups, s->few);
 
   // Tensors.
-  const int64 inter_units = parts_of<W> * align_up(ceil_div(inner, 2), 16);
+  const int64 inter_units = token_tile_dwords<W>(inner) / amx::kTokens;
   const auto* topk_weights = static_cast<const element_t<Config::weights_dtype>*>(args.topk_weights);
   auto* sums = static_cast<float*>(args.sums) + int64(range) * args.num_tokens * args.h_block;
   const int64 num_sums = int64(args.num_tokens) * args.h_block;
@@ -203,7 +206,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
                                : to_float<Config::weights_dtype>(
                                      topk_weights[token * args.topk_weights_row_stride + pairs[t] % args.top_k]);
       }
-      if constexpr (Config::x_scaled) {
+      if constexpr (scales_tokens<Config>()) {
         adding.finish(add);  // needs the scales of the tokens before
         const float* const scales = static_cast<const float*>(args.y_scale) + group.slot + done;
         for (Affine& affine : s->affine)
@@ -219,7 +222,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         const int from = more_blocks ? done + num_tokens : 0;
         const int count = next.tokens - from < kBlockTokens ? next.tokens - from : kBlockTokens;
         soon = Lines::dense(inter + (next.slot + from) * inter_units,
-                            4 * align_up(count, amx::kTokens) * inter_units);
+                            align_up(4 * align_up(count, amx::kTokens) * inter_units, 256));
       }
       const int64 steps = ceil_div(columns, kColumns), most = ceil_div(kSoonBytes, 2 * kColumns * inner);
       const int64 asking_steps = steps < most ? steps : most;
@@ -242,8 +245,8 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
           prefetch(step_sums + int64(block.tokens[t]) * kColumns + amx::kRows);
         };
         if constexpr (Config::few_pairs) asking_tokens.finish(ask_tokens);
-        amx_form<W>(rows_of(group.expert, n), has_next ? &next : nullptr, tiles, inter_units * amx::kTokens, num_tiles,
-                    inner, products, s->staged, [&] {
+        amx_form<W>(rows_of(group.expert, n), has_next ? &next : nullptr, tiles, num_tiles, inner, products,
+                    s->form, [&] {
                       if constexpr (!Config::few_pairs) {  // else memory decides, and prefetches of weights go first
                         adding.turn(add);
                         asking_sums.turn(ask_sums);

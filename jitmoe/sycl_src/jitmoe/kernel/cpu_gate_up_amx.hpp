@@ -11,7 +11,8 @@
 // |               |                      |       | int8, with an even H, or bf16
 // | topk_ids, expert_map                 |       | read if few_pairs; caller's
 // | sorted_pairs, groups                 |       | read otherwise; workspace, from route_serial
-// | panels        | [num_items][block_tokens][H] | x_dtype | workspace, token tiles of one work-item's current block
+// | panels        | [num_items][block_tokens][H] | x_dtype | workspace, token tiles of one work-item's current block, each
+// |               |                      |       | followed by its scales if blocks of K have their own (amx_form.hpp)
 // | inter         | [slots / 16][I / 2][16]      | pairs of dtype | workspace, token tiles (cpu/amx_form.hpp), zero past I;
 // |               | [slots / 16][I][16]          | fp32  | if inter_is_fp32 (it will be quantized, cpu_tiles.hpp)
 //
@@ -76,7 +77,7 @@ struct CpuGateUpAmxArgs {
   int64 w1_zero_k_stride = 0;
   int32 w1_block_n = 0;
   const void* x_rows = nullptr;        // [rows][x_rows_stride] x_dtype
-  const void* x_scale = nullptr;       // [rows]
+  const void* x_scale = nullptr;       // [rows][blocks of input_block_k]
   const void* x_correction = nullptr;  // not read
   int64 x_rows_stride = 0;
 };
@@ -92,9 +93,9 @@ constexpr int kPartBytes = 256;  // of a token, asked for at once
 
 using Affine = epilogue::Affine<2 * amx::kRows, kBlockTokens>;
 
-struct Scratch {
+template <class W> struct Scratch {
   float sums[2][kMaxTiles * 2 * amx::kTileFloats];
-  uint16 staged[2 * amx::kRows * kStagedK];
+  FormScratch<W> form;
   Affine affine[2];
   FewPairs few;
 };
@@ -112,8 +113,11 @@ struct Block {
 };
 
 // What is done to sums before they are activated.
+template <class Config> constexpr bool scales_tokens() {
+  return Config::weight_on_input || (Config::x_scaled && !scales_sums<Config>());
+}
 template <class Config> constexpr bool is_affine() {
-  return Config::has_bias || Config::weight_on_input || Config::x_scaled || scales_rows<Config>();
+  return Config::has_bias || scales_tokens<Config>() || scales_rows<Config>();
 }
 
 // Stores rows 2 u and 2 u + 1 of the intermediate of one step's 32 rows and the 16 tokens from t on, sums[32][16].
@@ -156,7 +160,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
   (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
   (void)Config::x_by_slot, (void)Config::x_scaled;
-  auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
+  auto* const s = (Scratch<W>*)scratch<sizeof(Scratch<W>)>();
 
   // Indices.
   const int32 item = int32(nd_item<1>().get_group(0));
@@ -173,7 +177,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   // Tensors.
   const int64 panel_units = align_up(ceil_div(hidden, 2), 16);
   const int64 inter_units = align_up(ceil_div(inner, 2), 16);
-  const int64 panel_dwords = parts * panel_units * amx::kTokens;  // of a tile
+  const int64 panel_dwords = token_tile_dwords<W>(hidden);
   const int64 inter_dwords = inter_parts * inter_units * amx::kTokens;
   auto* const panel = static_cast<uint32*>(args.panels) + int64(item) * args.block_tokens / amx::kTokens * panel_dwords;
   auto* const inter = static_cast<uint32*>(args.inter);
@@ -227,6 +231,9 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
     else
       return static_cast<const uint8*>(args.hidden_states) + row * args.x_row_stride * num_bytes(Config::dtype);
   };
+  const auto* const x_scale = static_cast<const float*>(args.x_scale);
+  const int64 num_x_scales = Config::input_block_k == 0 ? 1 : ceil_div(hidden, Config::input_block_k);
+  const int64 num_blocks = Config::block_k == 0 ? 1 : ceil_div(hidden, Config::block_k);
   const int64 row_parts = ceil_div(2 * hidden, kPartBytes);
 
   Block block = block_after({});
@@ -264,26 +271,32 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
 #pragma unroll
       for (int line = 0; line < kPartBytes; line += 64) prefetch(part + line);
     };
-    constexpr bool scales_tokens = Config::weight_on_input || Config::x_scaled;
-    if constexpr (scales_tokens) storing.finish(store_unit);  // needs the scales of the tokens before
+    if constexpr (scales_tokens<Config>()) storing.finish(store_unit);  // needs the scales of the tokens before
     for (int tile = 0; tile < num_tiles; ++tile) {
       const uint16* tokens[amx::kTokens];
+      uint32* const tile_units = panel + tile * panel_dwords;
       for (int t = 0; t < amx::kTokens; ++t) {  // padding repeats the last token: its results are never read
         const int at = tile * amx::kTokens + t;
         const int there = at < block.num_tokens ? at : block.num_tokens - 1;
         tokens[t] = reinterpret_cast<const uint16*>(row_of(block, there));
         float scale = 1.0f;
-        if constexpr (Config::x_scaled) scale = static_cast<const float*>(args.x_scale)[row_number(block, there)];
+        if constexpr (scales_sums<Config>()) {
+          const float* const scales = x_scale + row_number(block, there) * num_x_scales;
+          auto* const to = reinterpret_cast<float*>(tile_units + parts * panel_units * amx::kTokens) + t;
+#pragma clang loop unroll(disable)
+          for (int64 b = 0; b < num_blocks; ++b) to[b * amx::kTokens] = scales[Blocks<Config>::input_index(b)];
+        } else if constexpr (Config::x_scaled) {
+          scale = x_scale[row_number(block, there)];
+        }
         if constexpr (Config::weight_on_input) {
           const int32 pair = pair_of(block, there);
           scale *= to_float<Config::weights_dtype>(
               static_cast<const element_t<Config::weights_dtype>*>(
                   args.topk_weights)[pair / args.top_k * args.topk_weights_row_stride + pair % args.top_k]);
         }
-        if constexpr (scales_tokens)
+        if constexpr (scales_tokens<Config>())
           for (Affine& affine : s->affine) affine.token_scale[at] = scale;
       }
-      uint32* const tile_units = panel + tile * panel_dwords;
       if constexpr (parts == 2) pack_split(tokens, hidden, 0, panel_units, tile_units);
       else pack_panel<S>(tokens, amx::kTokens, hidden, 0, panel_units, tile_units);
     }
@@ -297,8 +310,8 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       else if (block.group_idx + 1 < routing.num_groups) next = rows_of(routing.groups[block.group_idx + 1].expert, 0);
       else has_next = false;
       float* const sums = s->sums[parity];
-      amx_form<W>(rows_of(block.group.expert, step), has_next ? &next : nullptr, panel, panel_dwords,
-                  num_tiles, hidden, sums, s->staged, [&] {
+      amx_form<W>(rows_of(block.group.expert, step), has_next ? &next : nullptr, panel, num_tiles, hidden,
+                  sums, s->form, [&] {
                     if constexpr (!Config::few_pairs) {  // else memory decides, and prefetches of weights go first
                       storing.turn(store_unit);
                       if (step >= ask_from) asking.turn(ask);

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+// Tile sums of a block of K, scaled and added to the sums of all blocks (amx_form.hpp):
+//
+//   sums[n][t] += row_scale[n] * token_scale[t] * products[n][t]
+//
+//   products     fp32 or int32, [token tile][2][16 rows][16 tokens] of up to three token tiles: what the tile registers held
+//   row_scale    of the block, per weight row
+//   token_scale  of the block, per token
+//
+// A block's products are added beside the multiplications of the next one. There is one buffer of them, as two, with the
+// staged weights, the tokens and the sums, do not stay in an L1 cache of 48 KiB: stores that miss it hold the tiles up.
+// Numerics: the product of both scales is rounded to fp32, then fused multiply and add.
+#pragma once
+
+#include <jitmoe/cpu/amx.hpp>
+#include <jitmoe/cpu/beside.hpp>
+#include <jitmoe/cpu/simd.hpp>
+
+namespace jitmoe::cpu {
+
+constexpr int kMaxBlocks = 16;  // of one piece of staged weights
+
+// Local memory of SumBlocks.
+template <class Product> struct BlockScratch {
+  Product products[3 * 2 * amx::kTileFloats];
+  float row_scales[kMaxBlocks][2 * amx::kRows];
+};
+
+// The block whose products are still to be added, if any.
+template <class Product> class SumBlocks {
+ public:
+  explicit SumBlocks(BlockScratch<Product>& scratch) : products_(scratch.products) {}
+
+  // The products of num_tiles token tiles are stored now, after a finish(): they are added in the next `turns` turns. Token
+  // scales of a tile and of the next one lie `tile_floats` apart.
+  void begin(const float* row_scales, const float* token_scales, int64 tile_floats, int num_tiles, bool is_first,
+             float* sums, int64 turns) {
+    row_scales_ = row_scales;
+    token_scales_ = token_scales;
+    tile_floats_ = tile_floats;
+    is_first_ = is_first;
+    sums_ = sums;
+    adding_ = Pace(num_tiles * kUnitsPerTile, turns);
+  }
+
+  void turn() {
+    adding_.turn([&](int64 i) { add(i); });
+  }
+  void finish() {
+    adding_.finish([&](int64 i) { add(i); });
+  }
+
+ private:
+  static constexpr int kUnitRows = 8;
+  static constexpr int kUnitsPerTile = 2 * amx::kRows / kUnitRows;
+
+  void add(int64 i) {
+    using F = Vec<float, amx::kTokens>;
+    const F token_scale = load<F>(token_scales_ + i / kUnitsPerTile * tile_floats_);
+    const float* const row_scales = row_scales_ + i % kUnitsPerTile * kUnitRows;
+    const Product* const from = products_ + i * kUnitRows * amx::kTokens;
+    float* const to = sums_ + i * kUnitRows * amx::kTokens;
+    const auto rows = [&](auto first) {
+#pragma unroll
+      for (int n = 0; n < kUnitRows; ++n) {
+        const F product = __builtin_convertvector(load<Vec<Product, amx::kTokens>>(from + n * amx::kTokens), F);
+        const F scale = token_scale * row_scales[n];
+        if constexpr (decltype(first)::value) store(to + n * amx::kTokens, product * scale);
+        else
+          store(to + n * amx::kTokens, multiply_add<CpuIsa::amx_bf16, amx::kTokens>(
+                                           product, scale, load<F>(to + n * amx::kTokens)));
+      }
+    };
+    if (is_first_) rows(Int<1>{});
+    else rows(Int<0>{});
+  }
+
+  const Product* products_;
+  const float* row_scales_ = nullptr;
+  const float* token_scales_ = nullptr;
+  int64 tile_floats_ = 0;
+  bool is_first_ = false;
+  float* sums_ = nullptr;
+  Pace adding_;
+};
+
+}  // namespace jitmoe::cpu
