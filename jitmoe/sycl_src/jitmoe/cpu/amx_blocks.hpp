@@ -7,8 +7,8 @@
 //   row_scale    of the block, per weight row
 //   token_scale  of the block, per token
 //
-// A block's products are added beside the multiplications of the next one. There is one buffer of them, as two, with the
-// staged weights, the tokens and the sums, do not stay in an L1 cache of 48 KiB: stores that miss it hold the tiles up.
+// A block's products are added beside the multiplications of the next one, and are all added before that one's are stored:
+// one buffer is enough.
 // Numerics: the product of both scales is rounded to fp32, then fused multiply and add.
 #pragma once
 
