@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -70,10 +69,8 @@ def test_sigkill_at_any_moment_of_a_cold_start(nursery, tmp_path):
         nursery.crowd(cache, 1, kill_after_s=generator.uniform(0, 1.1 * run_time))
         assert whole(cache), "a killed process left half an entry"
         if attempt % 3 == 2:
-            started = time.monotonic()
-            answer = nursery.run(cache, JITMOE_LOCK_TIMEOUT="20")
-            assert answer["right"] and answer["warnings"] == []
-            assert time.monotonic() - started < 20
+            answer = nursery.run(cache)
+            assert answer["right"] and answer["warnings"] == [], "the locks of dead processes are free"
 
 
 def files_of(cache: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import moe
+from helpers.processes import children_of, still_running
 
 import jitmoe
 from jitmoe import calls, errors, knobs, pipeline, selfcheck
@@ -270,7 +271,7 @@ def test_a_forked_child_falls_back_and_says_why(m):
     child = context.Process(target=_call_in_child, args=(m, there))
     child.start()
     try:
-        assert here.poll(60), "the child hangs"
+        assert here.poll(240), "the child hangs"
         error, seen = here.recv()
     finally:
         child.kill()
@@ -298,7 +299,7 @@ if child:
         **os.environ, "JITMOE_STRICT": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "JITMOE_CACHE_DIR": str(shared_cache_dir),
     }  # fmt: skip
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True, timeout=300)
 
 
 def test_an_interrupted_first_call_leaves_nothing_running(tmp_path):
@@ -311,21 +312,10 @@ def test_an_interrupted_first_call_leaves_nothing_running(tmp_path):
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "go\n"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not _workers_of(process.pid):
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not (workers := children_of(process.pid)):
         time.sleep(0.005)
-    workers = _workers_of(process.pid)
+    assert workers, "no compiler was started"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    time.sleep(0.2)
-    assert not [worker for worker in workers if Path(f"/proc/{worker}/exe").exists()]
-
-
-def _workers_of(pid: int) -> list[int]:
-    found = []
-    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += [int(child) for child in tasks.read_text().split()]
-        except OSError:
-            continue
-    return found
+    process.communicate(timeout=300)
+    assert not still_running(workers)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent
-LIMIT_S = 240.0
+LIMIT_S = 600.0
 
 
 class Nursery:

@@ -161,7 +161,8 @@ def main() -> None:
     if mode == "error":
         refuse(f"{parts['source']}:7:3: error: expected expression")
     if mode == "hang":
-        subprocess.Popen(["sleep", "300"])
+        child = subprocess.Popen(["sleep", "300"])
+        print(os.getpid(), child.pid, file=sys.stderr, flush=True)
         time.sleep(300)
     if mode == "crash":
         os.abort()

@@ -206,7 +206,7 @@ def compile_probe(probe: Probe, *, emulated: bool) -> Artifact:
         arch="",
         large_grf=False,
     )
-    return compiler.compile(request, build_key="", timeout_s=100)
+    return compiler.compile(request, build_key="", timeout_s=300.0)
 
 
 def probe_spec(probe: Probe) -> KernelSpec:

@@ -45,7 +45,7 @@ def ocloc() -> Ocloc:
 def compile_(request: CompileRequest) -> Artifact:
     compiler, words = find_sycl_jit()
     assert compiler is not None, words
-    return compiler.compile(request, build_key="", timeout_s=200)
+    return compiler.compile(request, build_key="", timeout_s=300.0)
 
 
 def kernels(num_tokens: int, layout: Layout, dtype: DType = DType.BF16) -> tuple[CutlassGateUp, CutlassDown]:
@@ -79,7 +79,7 @@ def look(spec: XeGemm, image: Artifact, arch: str, ocloc: Ocloc) -> list[str]:
 _PEAK = """\
 import pickle, resource, sys
 from jitmoe.compilers.sycl_jit import find_sycl_jit
-find_sycl_jit()[0].compile(pickle.load(sys.stdin.buffer), build_key="", timeout_s=200)
+find_sycl_jit()[0].compile(pickle.load(sys.stdin.buffer), build_key="", timeout_s=300.0)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 """
 

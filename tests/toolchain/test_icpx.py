@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers import fake_icpx, moe
 from helpers.builders import cpu_device, gpu_device, moe_problem
+from helpers.processes import still_running
 from helpers.spec_samples import specs_of
 
 from jitmoe import pipeline
@@ -64,7 +65,7 @@ def request(arch: str = "x86-64", large_grf: bool = False) -> CompileRequest:
 def compiled(mode: str = "", monkeypatch=None, **kwargs) -> bytes:
     if mode:
         monkeypatch.setenv("FAKE_ICPX_MODE", mode)
-    return icpx().compile(request(**kwargs), build_key=KEY, timeout_s=60.0).image
+    return icpx().compile(request(**kwargs), build_key=KEY, timeout_s=300.0).image
 
 
 def stream():
@@ -144,7 +145,7 @@ def test_headers_of_another_package_come_after_an_overlay_that_is_gone_afterward
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    artifact = icpx().compile(compile_request(spec, "bmg-g21"), build_key=KEY, timeout_s=120.0)
+    artifact = icpx().compile(compile_request(spec, "bmg-g21"), build_key=KEY, timeout_s=300.0)
     assert artifact.image[:4] == b"\x7fELF"
     assert list(folder.iterdir()) == []
 
@@ -166,20 +167,11 @@ def test_an_error_brings_message_command_and_spec(monkeypatch):
 def test_a_hang_is_killed_with_all_its_children(monkeypatch):
     monkeypatch.setenv("FAKE_ICPX_MODE", "hang")
     started = time.monotonic()
-    with pytest.raises(CompileError, match="no result within 1 s"):
-        icpx().compile(request(), build_key=KEY, timeout_s=1.0)
+    with pytest.raises(CompileError, match="no result within 3 s") as failed:
+        icpx().compile(request(), build_key=KEY, timeout_s=3.0)
     assert time.monotonic() - started < 100
-    assert "sleep\x00300" not in "".join(_command_lines())
-
-
-def _command_lines() -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(path.read_text())
-        except OSError:
-            continue
-    return found
+    pids = [int(pid) for pid in failed.value.log.split()]
+    assert len(pids) == 2 and not still_running(pids)
 
 
 def test_a_crash_names_the_signal(monkeypatch):
@@ -194,7 +186,7 @@ def test_success_without_a_library_is_an_error(monkeypatch):
 
 def test_warnings_are_kept_as_log(monkeypatch):
     monkeypatch.setenv("FAKE_ICPX_MODE", "warning")
-    assert "something harmless" in icpx().compile(request(), build_key=KEY, timeout_s=60.0).log
+    assert "something harmless" in icpx().compile(request(), build_key=KEY, timeout_s=300.0).log
 
 
 # loading
@@ -230,10 +222,18 @@ def test_another_libsycl_is_refused_before_it_is_opened(monkeypatch):
         loader.load_shared_library(request().kernel, b"\x7fELF", KEY, stream())
 
 
-def test_nothing_is_left_behind_in_memory_or_on_disk(tmp_path):
-    before = set(Path("/dev/shm").glob("jitmoe-*"))
-    loader.load_shared_library(request().kernel, compiled(), KEY, stream())
-    assert set(Path("/dev/shm").glob("jitmoe-*")) == before
+def test_nothing_is_left_behind_in_memory_or_on_disk(monkeypatch):
+    image = compiled()
+    make, made = tempfile.NamedTemporaryFile, []
+
+    def noted(**options):
+        made.append(make(**options))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", noted)
+    loader.load_shared_library(request().kernel, image, KEY, stream())
+    (file,) = made
+    assert not Path(file.name).exists()
 
 
 # the whole way

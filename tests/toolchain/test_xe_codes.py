@@ -150,7 +150,7 @@ def assembly() -> dict[str, str]:
     # One kernel with all of them: the order of the assembly in the image is the order in the source.
     source = _SOURCE.replace("@BODY@", "\n  ".join("{ " + body + " }" for body in bodies.values()))
     request = CompileRequest(kernel="probe", spec="codes", source=source, arch="", large_grf=False)
-    found = _asm_of(compiler.compile(request, build_key="", timeout_s=200).image)
+    found = _asm_of(compiler.compile(request, build_key="", timeout_s=300.0).image)
     assert len(found) == len(bodies)
     texts.update(zip(bodies, found, strict=True))
     return texts

@@ -90,7 +90,7 @@ def test_the_compiler_gets_the_digest_as_build_key_and_the_timeout(private_cache
 
 
 def test_kernels_of_one_plan_compile_in_parallel(private_cache):
-    meeting = threading.Barrier(3, timeout=10)
+    meeting = threading.Barrier(3, timeout=100)
 
     class Waits(FakeCompiler):
         def compile(self, request, *, build_key, timeout_s):
