@@ -12,10 +12,19 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from jitmoe.builder import Builder
+    from jitmoe.pipeline import Pipeline
+
 TESTS = Path(__file__).parent
+
+# Before torch is imported, here and in the processes that tests start: test processes share the cores, and what torch's
+# idle threads spend on spinning was two fifths of the time that a test of the CPU kernels spent in its own process.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _is_installed(package: str) -> bool:
@@ -50,13 +59,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache folder for all device tests of a run (of all xdist workers): each kernel is compiled once."""
+    """One cache folder for all tests of a run that compile (of all xdist workers): each kernel is compiled once."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
     folder = base / "jitmoe-shared-cache"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+# Made before a test's own settings are, so these two take none from the environment: it may name the user's cache.
+@pytest.fixture(scope="session")
+def pipeline(shared_cache_dir: Path) -> Pipeline:
+    """A pipeline on the shared cache, for tests that choose device and plan themselves."""
+    from jitmoe.knobs import Knobs
+    from jitmoe.pipeline import Pipeline
+
+    return Pipeline(Knobs(cache_dir=shared_cache_dir))
+
+
+@pytest.fixture(scope="session")
+def builder(shared_cache_dir: Path) -> Builder:
+    """A builder on the shared cache, for tests that look at compiled kernels: it leaves their machine code alone."""
+    from jitmoe.builder import Builder
+    from jitmoe.knobs import Knobs
+
+    return Builder(Knobs(cache_dir=shared_cache_dir, compiler="sycl-jit"))
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ CuTe's tensors, coordinates, fragments, TiledMMA and gemm are those of the GPU k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from helpers.xe_emulation import case, error, run, stream, with_tile
@@ -21,12 +19,11 @@ from jitmoe.plan.xe_specs import XeWeights
 from jitmoe.problems.fused_moe import DType, GateUp, Layout
 
 
-@pytest.fixture(scope="module")
-def pipeline(shared_cache_dir: object) -> Iterator[Pipeline]:
+@pytest.fixture(autouse=True)
+def needs_sycl_tla() -> None:
     found, words = find_sycl_tla()
     if found is None:
         pytest.skip(words)
-    yield Pipeline()
 
 
 @pytest.mark.parametrize(

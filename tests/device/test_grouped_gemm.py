@@ -17,7 +17,6 @@ from jitmoe import calls, reference, selfcheck
 from jitmoe.arguments.grouped_gemm import grouped_gemm_problem
 from jitmoe.device import CpuIsa
 from jitmoe.ops.grouped_gemm import _GROUPED_GEMM
-from jitmoe.pipeline import Pipeline
 from jitmoe.problems.fused_moe import DType
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import stream_of
@@ -128,11 +127,6 @@ XE = {
     "8 lanes": ("dg2", DType.BF16, True, 2),
     "no dpas": ("mtl", DType.BF16, True, 0),
 }
-
-
-@pytest.fixture(scope="module")
-def pipeline(shared_cache_dir: object) -> Pipeline:
-    return Pipeline()
 
 
 @pytest.mark.parametrize("kind", XE)

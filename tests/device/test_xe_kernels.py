@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,11 +23,6 @@ from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout
 
 NK, KN = Layout.NK, Layout.KN
 _MAP_NORESERVE = 0x4000  # Linux on x86; Python names it from 3.13 on
-
-
-@pytest.fixture(scope="module")
-def pipeline(shared_cache_dir: object) -> Iterator[Pipeline]:
-    yield Pipeline()  # reads the settings of the first test, which name the shared cache
 
 
 def check(pipeline: Pipeline, one: xe_emulation.Case, arch: str, choice: xe.XeChoice | None = None) -> torch.Tensor:

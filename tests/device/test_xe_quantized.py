@@ -8,7 +8,6 @@ runs somewhere, every loader with every kind of scale block, with tails in M, N,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,11 +20,6 @@ from jitmoe.plan import xe
 from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeQuantGateUp, XeQuantize, XeWeights
 from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.problems.fused_moe import Activation, DType, GateUp, MoEProblem
-
-
-@pytest.fixture(scope="module")
-def pipeline(shared_cache_dir: object) -> Iterator[Pipeline]:
-    yield Pipeline()
 
 
 def form(encoding: Encoding, block_n: int, block_k: int, scale: DType = DType.FP32, **more: bool) -> WeightFormat:

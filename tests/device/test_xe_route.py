@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,11 +13,6 @@ from helpers.xe_emulation import Case, case, run_plan, stream
 
 from jitmoe.pipeline import Pipeline
 from jitmoe.plan import xe
-
-
-@pytest.fixture(scope="module")
-def pipeline(shared_cache_dir: object) -> Iterator[Pipeline]:
-    yield Pipeline()
 
 
 def tables(pipeline: Pipeline, one: Case, arch: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

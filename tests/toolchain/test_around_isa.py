@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from helpers.report import control_barriers, isa_report
 
-from jitmoe.builder import compile_request
+from jitmoe.builder import Builder
+from jitmoe.compilers.base import ArtifactKind
 from jitmoe.compilers.ocloc import find_ocloc
-from jitmoe.compilers.sycl_jit import find_sycl_jit
-from jitmoe.plan.architectures import ARCHITECTURES
+from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.xe_specs import XeSpec
 
 # The tightest of each kind of registers and instructions; tools/isa-report looks at all.
@@ -28,19 +28,18 @@ def all_specs() -> dict[XeSpec, list[str]]:
 
 
 @pytest.mark.ocloc
-def test_nothing_spills() -> None:
+def test_nothing_spills(builder: Builder) -> None:
     ocloc, words = find_ocloc()
     if ocloc is None:
         pytest.skip(words)
-    compiler, words = find_sycl_jit()
-    assert compiler is not None, words
 
     def look(item: tuple[XeSpec, list[str]]) -> list[str]:
         spec, arches = item
-        made = compiler.compile(compile_request(spec, arch=""), build_key="", timeout_s=100)
+        made = builder.build_one(spec, offline_device(arches[0]))
+        image = made.files[ArtifactKind.SPIRV.value]
         problems = []
         for arch in (name for name in arches if name in GPUS):
-            row = isa_report.measure(spec, arch, made.image, made.seconds, ocloc)
+            row = isa_report.measure(spec, arch, image, made.info["seconds"], ocloc)
             problems += [f"{spec} on {arch}: {objection}" for objection in row.objections]
         return problems
 
@@ -48,10 +47,8 @@ def test_nothing_spills() -> None:
         assert [problem for problems in pool.map(look, all_specs().items()) for problem in problems] == []
 
 
-def test_no_barrier_is_lost_before_the_gpu_compiler() -> None:
+def test_no_barrier_is_lost_before_the_gpu_compiler(builder: Builder) -> None:
     """Lanes run in step and sub-groups one after the other on the CPU device, which hides missing barriers."""
-    compiler, words = find_sycl_jit()
-    assert compiler is not None, words
     expected = {
         "xe_topk": 2,  # before a column is read, after the last read; one more before groups are scored
         "xe_topk_capped": 4,  # the same, and around the room of the experts
@@ -65,5 +62,6 @@ def test_no_barrier_is_lost_before_the_gpu_compiler() -> None:
         if spec.KERNEL in expected:
             wanted = expected[spec.KERNEL] + (getattr(spec, "num_groups", 1) > 1)
             wanted -= 2 if getattr(spec, "is_counted", False) else 0
-            image = compiler.compile(compile_request(spec, arch=""), build_key="", timeout_s=100).image
+            entry = builder.build_one(spec, offline_device("bmg-g21"))
+            image = entry.files[ArtifactKind.SPIRV.value]
             assert control_barriers(image) == wanted, spec

@@ -10,10 +10,10 @@ import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from helpers.builders import cpu_device, gpu_device
+from helpers.processes import still_running
 from helpers.spec_samples import GPU_ARCHS, devices, specs_of
 
 from jitmoe.compilers import base, sycl_jit
@@ -53,7 +53,7 @@ def request(source: str = TOY, kernel: str = "jitmoe_toy") -> CompileRequest:
     return CompileRequest(kernel=kernel, spec="toy()", source=source, arch="x86-64", large_grf=False)
 
 
-def compile_(compiler, source: str = TOY, *, timeout_s: float = 60.0, **more):
+def compile_(compiler, source: str = TOY, *, timeout_s: float = 300.0, **more):
     return compiler.compile(request(source, **more), build_key=KEY, timeout_s=timeout_s)
 
 
@@ -120,7 +120,7 @@ def test_a_timeout_kills_the_worker(compiler):
 # run(): the process under the compilers
 
 
-def run(code: str, *, timeout_s: float = 20.0, stdin: bytes = b""):
+def run(code: str, *, timeout_s: float = 300.0, stdin: bytes = b""):
     return base.run((sys.executable, "-c", code), request=request(), stdin=stdin, timeout_s=timeout_s)
 
 
@@ -142,10 +142,8 @@ def test_run_kills_the_whole_group(tmp_path):
     with pytest.raises(CompileError, match="no result within 3 s") as failed:
         run(code, timeout_s=3.0)
     assert "so far" in failed.value.log
-    time.sleep(0.2)
-    for pid in (tmp_path / "pids").read_text().split():
-        status = Path(f"/proc/{pid}/stat")
-        assert not status.exists() or status.read_text().split()[2] == "Z"
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2 and not still_running(pids)
 
 
 @pytest.mark.parametrize(("number", "is_passing"), [(11, False), (6, False), (9, True)])
@@ -264,18 +262,16 @@ COMPILED_PER_FAMILY = int(os.environ.get("JITMOE_TEST_SPECS", "3"))
 
 
 @pytest.mark.parametrize("device", devices(), ids=lambda d: d.cpu_isa.value if d.cpu_isa else d.arch)
-def test_rendered_specs_compile_without_a_warning(compiler, device):
+def test_rendered_specs_compile_without_a_warning(builder, device):
     """A spread of each family; JITMOE_TEST_SPECS=1000 compiles every spec that the planners ask for."""
     specs = sampled(specs_of(device), COMPILED_PER_FAMILY)
 
     def attempt(spec: KernelSpec) -> str:
         if "emulated" in {name for name, _ in spec.constants()}:
             spec = dataclasses.replace(spec, emulated=True)  # native forms need ocloc's extensions (test_xe_*)
-        wanted = CompileRequest(
-            kernel=spec.entry_name, spec=str(spec), source=render(spec), arch=device.arch, large_grf=spec.large_grf
-        )
         try:
-            return "" if compiler.compile(wanted, build_key=KEY, timeout_s=120.0).image else f"{spec}: nothing"
+            image = builder.build_one(spec, device).files[ArtifactKind.SPIRV.value]
+            return "" if image else f"{spec}: nothing"
         except CompileError as error:
             return f"{spec}: {error}"
 
@@ -304,6 +300,7 @@ def test_device_sources_never_pull_in_the_whole_of_sycl(compiler):
             assert other not in ("sycl/sycl.hpp", "sycl/builtins.hpp"), (name, other)
 
 
-def test_the_time_of_a_small_kernel_is_what_the_design_counts_on(compiler):
-    """0.12-0.2 s on a quiet machine; the bound leaves room for a busy one. The whole of SYCL would take 1.5 s."""
-    assert min(compile_(compiler).seconds for _ in range(3)) < 0.8
+def test_a_small_kernel_takes_a_fraction_of_the_time_that_the_whole_of_sycl_takes(compiler):
+    """0.12-0.2 s against 1.5 s on a quiet machine; a busy one slows down both."""
+    small = min(compile_(compiler).seconds for _ in range(3))
+    assert small < 0.5 * min(compile_(compiler, "#include <sycl/sycl.hpp>\n" + TOY).seconds for _ in range(2))

@@ -13,10 +13,9 @@ import pytest
 from helpers.report import TOOLS, control_barriers, isa_report
 from helpers.xe_probes import PROBES, compile_probe
 
-from jitmoe.builder import compile_request
-from jitmoe.compilers.base import Artifact
+from jitmoe.builder import Builder
+from jitmoe.compilers.base import Artifact, ArtifactKind
 from jitmoe.compilers.ocloc import Ocloc, default_path, execution_environment, find_ocloc
-from jitmoe.compilers.sycl_jit import find_sycl_jit
 from jitmoe.plan import xe
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeGemm, XeSpec
@@ -35,10 +34,10 @@ def ocloc() -> Ocloc:
     return found
 
 
-def compile_spec(spec: XeSpec) -> Artifact:
-    compiler, words = find_sycl_jit()
-    assert compiler is not None, words
-    return compiler.compile(compile_request(spec, arch=""), build_key="", timeout_s=100)
+def compile_spec(builder: Builder, spec: XeSpec, arch: str) -> Artifact:
+    entry = builder.build_one(spec, offline_device(arch))
+    image = entry.files[ArtifactKind.SPIRV.value]
+    return Artifact(kind=ArtifactKind.SPIRV, image=image, log="", seconds=entry.info["seconds"])
 
 
 def gemms(arch: str, m: int, **changes: Any) -> tuple[XeGateUp, XeDown]:
@@ -100,11 +99,11 @@ def test_each_intrinsic_becomes_its_instruction(ocloc: Ocloc) -> None:
 @pytest.mark.parametrize(
     ("arch", "gather", "packed"), [("bmg-g21", 73, 62), ("pvc", 92, 92), ("lnl-m", 73, 62), ("ptl-h", 73, 62)]
 )
-def test_prefill_loop_is_dense(ocloc: Ocloc, arch: str, gather: int, packed: int) -> None:
+def test_prefill_loop_is_dense(builder: Builder, ocloc: Ocloc, arch: str, gather: int, packed: int) -> None:
     """32 dpas per K step of 32, with every load, the prefetches and the split barrier inside."""
     gate_up, down = gemms(arch, 8192)
     for spec, limit, loads in ((gate_up, gather, 2 + 4), (down, packed, 2 + 4)):
-        image = compile_spec(spec)
+        image = compile_spec(builder, spec, arch)
         row = isa_report.measure(spec, arch, image.image, image.seconds, ocloc)
         assert row.objections == ()
         assert row.grf == 256
@@ -124,9 +123,11 @@ def test_prefill_loop_is_dense(ocloc: Ocloc, arch: str, gather: int, packed: int
         ("pvc", 512, 128, 0.262),
     ],
 )
-def test_decode_and_middle_loops_are_dense(ocloc: Ocloc, arch: str, m: int, grf: int, share: float) -> None:
+def test_decode_and_middle_loops_are_dense(
+    builder: Builder, ocloc: Ocloc, arch: str, m: int, grf: int, share: float
+) -> None:
     gate_up, _ = gemms(arch, m)
-    image = compile_spec(gate_up)
+    image = compile_spec(builder, gate_up, arch)
     row = isa_report.measure(gate_up, arch, image.image, image.seconds, ocloc)
     assert row.grf == grf
     assert row.objections == ()
@@ -146,10 +147,10 @@ def test_decode_and_middle_loops_are_dense(ocloc: Ocloc, arch: str, m: int, grf:
     ids=["fp8", "int4", "int8"],
 )
 def test_quantized_prefill_loops_are_dense(
-    ocloc: Ocloc, quant: WeightFormat, input_quant: InputQuant | None, share: float
+    builder: Builder, ocloc: Ocloc, quant: WeightFormat, input_quant: InputQuant | None, share: float
 ) -> None:
     gate_up, _ = gemms("bmg-g21", 8192, quant=quant, input_quant=input_quant)
-    image = compile_spec(gate_up)
+    image = compile_spec(builder, gate_up, "bmg-g21")
     row = isa_report.measure(gate_up, "bmg-g21", image.image, image.seconds, ocloc)
     assert row.objections == ()
     assert (gate_up.tile_rows, row.grf) == (32, 256)
@@ -164,11 +165,11 @@ def test_quantized_prefill_loops_are_dense(
         (8192, {"xe_route_count": 1, "xe_route_scan": 1, "xe_route_place": 2}),
     ],
 )
-def test_no_barrier_is_lost_before_the_gpu_compiler(m: int, expected: dict[str, int]) -> None:
+def test_no_barrier_is_lost_before_the_gpu_compiler(builder: Builder, m: int, expected: dict[str, int]) -> None:
     """Lanes run in step and sub-groups one after the other on the CPU device, which hides missing barriers."""
     one = isa_report.moe_problem(num_tokens=m, hidden_size=2048, intermediate_size=768)
     found = {
-        spec.KERNEL: control_barriers(compile_spec(spec).image)
+        spec.KERNEL: control_barriers(compile_spec(builder, spec, "bmg-g21").image)
         for spec in isa_report.specs_for("bmg-g21", [one])
         if spec.KERNEL in expected
     }
@@ -177,12 +178,12 @@ def test_no_barrier_is_lost_before_the_gpu_compiler(m: int, expected: dict[str, 
 
 @pytest.mark.ocloc
 @pytest.mark.parametrize("arch", ["pvc", "bmg-g21", "dg2"])
-def test_no_barrier_is_lost(ocloc: Ocloc, arch: str) -> None:
+def test_no_barrier_is_lost(builder: Builder, ocloc: Ocloc, arch: str) -> None:
     """The same in native code, for those of work-groups."""
     barriers = {"xe_route": 3, "xe_gate_up": 2, "xe_down": 2, "xe_combine": 0}  # K slices: before and after the sum
     one = isa_report.moe_problem(num_tokens=1, hidden_size=2048, intermediate_size=768)
     for spec in isa_report.specs_for(arch, [one]):
-        image = compile_spec(spec).image
+        image = compile_spec(builder, spec, arch).image
         native = ocloc.compile(image, kernel=spec.entry_name, arch=arch, large_grf=spec.large_grf, assembly=True)
         instructions, _ = isa_report.parse_assembly(native.assembly)
         assert sum("sync.bar" in line for line in instructions) == barriers.pop(spec.KERNEL)
@@ -191,7 +192,7 @@ def test_no_barrier_is_lost(ocloc: Ocloc, arch: str) -> None:
 
 @pytest.mark.ocloc
 @pytest.mark.parametrize("arch", ["pvc", "bmg-g21", "ptl-h", "cri", "dg2", "mtl"])
-def test_nothing_spills(ocloc: Ocloc, arch: str) -> None:
+def test_nothing_spills(builder: Builder, ocloc: Ocloc, arch: str) -> None:
     """Every kernel and tile of a bf16 plan with aligned and with odd sizes, and the epilogue that needs the most
     registers; docs/isa-report.md has the full cross."""
     shapes = [(2048, 768), (2049, 769)]
@@ -217,7 +218,7 @@ def test_nothing_spills(ocloc: Ocloc, arch: str) -> None:
     ]
 
     def look(spec: XeSpec) -> list[str]:
-        image = compile_spec(spec)
+        image = compile_spec(builder, spec, arch)
         native = ocloc.compile(image.image, kernel=spec.entry_name, arch=arch, large_grf=spec.large_grf)
         problems = [f"{spec} on {arch}: {objection}" for objection in native.objections]
         if isinstance(spec, XeGemm) and native.facts.get("has_dpas") != "true":

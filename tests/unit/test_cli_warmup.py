@@ -10,7 +10,7 @@ import json
 import pytest
 from helpers.fakes import FakeCompiler
 
-from jitmoe import builder
+from jitmoe import builder, pipeline
 from jitmoe.cli import devices, model_calls, warmup
 from jitmoe.cli.devices import Target
 from jitmoe.cli.model_calls import Dtypes
@@ -27,6 +27,7 @@ from jitmoe.spec import KernelSpec
 def compiler(monkeypatch) -> FakeCompiler:
     fake = FakeCompiler()
     monkeypatch.setattr(builder, "find_compilers", lambda choice, soname: ((fake,), ("fake",)))
+    monkeypatch.setattr(pipeline, "find_ocloc", lambda: (None, "fake"))  # its images are no SPIR-V
     return fake
 
 
