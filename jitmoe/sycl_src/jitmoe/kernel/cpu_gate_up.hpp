@@ -121,8 +121,10 @@ inline void activate_span(const float* gate, const float* up, int count, epilogu
 }
 
 // The intermediate of one block, in place of the gates: [rows][padded] (lanes form) or [tokens][to_stride].
+// Not inlined, like transpose_tile: the CPU device's compiler (2026.2) fused the loops of both wrongly where gate and up
+// rows are interleaved.
 template <class S, class Config>
-inline void activate_tile(float (&tiles)[2][kMaxRows * kMaxBlockTokens], bool lanes_are_tokens, int rows, int tokens,
+[[gnu::noinline]] void activate_tile(float (&tiles)[2][kMaxRows * kMaxBlockTokens], bool lanes_are_tokens, int rows, int tokens,
                           int padded, int from_stride, int to_stride, epilogue::ActivationNumbers numbers) {
   float* const to = tiles[0];
   if constexpr (!Halves<Config::gate_up>::interleaved) {
@@ -171,7 +173,7 @@ inline void store_rows(const float* tile, int tokens, int rows, int stride, uint
 }
 
 // Exchanges the dimensions of a tile, for weights whose two layouts differ: to[c * to_stride + r] = from[r][c].
-inline void transpose_tile(const float* from, int num_rows, int from_stride, int num_columns, float* to,
+[[gnu::noinline]] void transpose_tile(const float* from, int num_rows, int from_stride, int num_columns, float* to,
                            int to_stride) {
   for (int r = 0; r < num_rows; ++r)
 #pragma clang loop unroll(disable)
