@@ -171,6 +171,7 @@ def check_instruction_set(isa):
         assert f"(isa={isa.value} " in jitmoe.explain(jitmoe.fused_moe, *arguments)
         for sizes in SIZES[1:3]:
             check(tensors(shape, sizes, dtype, layouts=layouts), dtype)
+    check(tensors(MANY, SIZES[1], DType.BF16, layouts=("nk", "kn")), DType.BF16, interleaved=True)
 
 
 @contextlib.contextmanager
