@@ -102,6 +102,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
         down_columns = _amx_down_columns(problem, items if few else cores * AMX_DOWN_ITEMS_PER_CORE)
         return CpuChoice(
             route=route,
+            # cpu_rows looks at block_k for int8 in quads alone: one binary for all blocks.
             x_rows=_rows(problem, first_gemm | {"block_k": 0}, rows) if first_gemm["x_prepared"] else None,
             y_rows=None if problem.input_quant is None else _inter_tiles(problem, second_gemm),
             gate_up=(CpuGateUpAmxSpec if problem.w1_quant is None else CpuQuantGateUpAmxSpec)(

@@ -173,8 +173,8 @@ inline void store_rows(const float* tile, int tokens, int rows, int stride, uint
 }
 
 // Exchanges the dimensions of a tile, for weights whose two layouts differ: to[c * to_stride + r] = from[r][c].
-[[gnu::noinline]] void transpose_tile(const float* from, int num_rows, int from_stride, int num_columns, float* to,
-                           int to_stride) {
+[[gnu::noinline]] inline void transpose_tile(const float* from, int num_rows, int from_stride, int num_columns,
+                                             float* to, int to_stride) {
   for (int r = 0; r < num_rows; ++r)
 #pragma clang loop unroll(disable)
     for (int c = 0; c < num_columns; ++c) to[c * to_stride + r] = from[r * from_stride + c];

@@ -10,14 +10,12 @@
 // | topk_ids, expert_map            |            | read if few_pairs; caller's
 // | sorted_pairs, groups            |            | read otherwise; workspace, from route_serial
 // | inter         | [slots][I]      | units      | workspace, layout of cpu/routing.hpp; with `tiles` token tiles
-// |               |                 |            | [slots / 16][I / 2][16] (cpu/amx_form.hpp), zero past I; of fp16
-// |               |                 |            | with amx_bf16 twice that (cpu/amx_split.hpp)
+// |               |                 |            | [slots / 16][I / 2][16] (cpu/amx_form.hpp), zero past I
 //
 // nd_range: (max_groups * num_ranges), work-groups of 1 work-item; a work-item has range_units units of K of all rows of
 // one group. Numerics: bits are moved; where units are floats, the conversion is exact.
 #pragma once
 
-#include <jitmoe/cpu/amx_split.hpp>
 #include <jitmoe/cpu/routing.hpp>
 #include <jitmoe/cpu/scratch.hpp>
 #include <jitmoe/cpu/tiles.hpp>
@@ -45,8 +43,8 @@ struct CpuPackArgs {
 
 template <class Config> inline void cpu_pack(const CpuPackArgs& args) {
   using namespace jitmoe::cpu;
-  constexpr bool split = Config::tiles && splits(Config::isa, Config::dtype);
-  using S = Simd<Config::isa, split ? DType::bf16 : Config::dtype>;  // units of 16-bit numbers, which split_elements reads
+  using S = Simd<Config::isa, Config::dtype>;
+  static_assert(!Config::tiles || S::pairs, "tiles of pairs; an fp16 is not cut in two for a grouped GEMM");
   using element = typename S::element;
   (void)Config::w2_layout;  // token tiles have one layout
   auto* const few = (FewPairs*)scratch<sizeof(FewPairs)>();
@@ -75,12 +73,10 @@ template <class Config> inline void cpu_pack(const CpuPackArgs& args) {
       const int64 token = pairs[t < num_tokens ? t : num_tokens - 1] / args.top_k;
       tokens[t] = static_cast<const element*>(args.hidden_states) + token * args.x_row_stride;
     }
-    auto* inter = static_cast<uint32*>(args.inter) + (group.slot + done) * (split ? 2 : 1) * units_per_token;
+    auto* inter = static_cast<uint32*>(args.inter) + (group.slot + done) * units_per_token;
     bool wants_panel = Config::tiles;
     if constexpr (!Config::tiles) wants_panel = uses_lanes_form<Config, Config::w2_layout>(num_tokens);
-    if constexpr (split) {
-      pack_split(tokens, inner, u0, units, inter);
-    } else if (wants_panel) {
+    if (wants_panel) {
       pack_panel<S>(tokens, padded, inner, u0, units, inter + u0 * Panel<S>::width(padded), units_per_token);
     } else {
       for (int t = 0; t < num_tokens; ++t)
