@@ -252,11 +252,11 @@ def _gemm(problem: MoEProblem, isa: CpuIsa, quant: WeightQuant | None, plain_dty
 
 def _takes_chunks(problem: MoEProblem, form: WeightFormat) -> bool:
     """Whether few tokens are multiplied chunk by chunk: exact enough, and codes and blocks are what it needs."""
-    if problem.dtype is DType.FP32 or problem.input_quant is not None:
-        return False
     is_float = form.encoding in (Encoding.E4M3, Encoding.E5M2)  # products of bf16
     fits = form.block_k % CHUNK_K == 0 or form.block_k in CHUNK_PARTS
-    return fits and (problem.dtype is DType.BF16 or not is_float)
+    if problem.input_quant is not None:  # rounded inputs are bf16; only their products with FP8 are exact
+        return fits and is_float and problem.input_block_k % CHUNK_K == 0
+    return fits and (problem.dtype is DType.BF16 or (problem.dtype is DType.FP16 and not is_float))
 
 
 def _quad_block_k(block_k: int) -> int:

@@ -137,6 +137,10 @@ def quantized(encoding: Encoding, block_k: int, **sizes):
         (quantized(Encoding.E4M3, 128, dtype=DType.FP16), CpuIsa.AVX512_BF16, False),  # products of bf16
         (quantized(Encoding.E5M2, 64), CpuIsa.AVX512_BF16, True),
         (quantized(Encoding.INT4, 128), CpuIsa.AVX512, False),
+        (quantized(Encoding.E4M3, 0, input_quant=InputQuant.E4M3), CpuIsa.AVX512_BF16, True),
+        (quantized(Encoding.E4M3, 128, input_quant=InputQuant.E4M3, input_block_k=128), CpuIsa.AVX512_BF16, True),
+        (quantized(Encoding.E4M3, 64, input_quant=InputQuant.E4M3, input_block_k=64), CpuIsa.AVX512_BF16, False),
+        (quantized(Encoding.INT8, 0, input_quant=InputQuant.INT8), CpuIsa.AVX512_BF16, False),  # products of int8
         (moe_problem(), CpuIsa.AVX512_BF16, False),
     ],
     ids=str,

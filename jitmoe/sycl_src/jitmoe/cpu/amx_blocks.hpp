@@ -18,7 +18,7 @@
 
 namespace jitmoe::cpu {
 
-constexpr int kMaxBlocks = 16;  // of one piece of staged weights
+constexpr int kMaxBlocks = 32;  // of one piece of staged weights
 
 // Local memory of SumBlocks.
 template <class Product> struct BlockScratch {

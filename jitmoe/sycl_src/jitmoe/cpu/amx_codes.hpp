@@ -5,8 +5,8 @@
 // blocks of K multiply the codes there, and the product is rounded to that (to nearest; in bf16 exact for E8M0 scales). If
 // inputs are quantized too, codes stay as they are, which is exact, and the sums of blocks are scaled (amx_blocks.hpp):
 // rounding makes numbers of the intermediate choose the other of two neighbouring codes. Block sizes are multiples of 32.
-// One scale for all of K, on both sides, is left to the epilogue. The next weights are asked for while these are staged:
-// that takes longer than multiplying.
+// One scale for all of K, on both sides, is left to the epilogue. Half of the next weights are asked for while these are
+// staged, which takes about as long as multiplying: all of them there were more than memory takes at once.
 //
 // int8 times int8 needs no conversion: rows are read where they are, an even number of int8 of K.
 #pragma once
@@ -40,6 +40,7 @@ template <class Config> struct TileCodes {
   static constexpr bool scales = B::block_k != 0 && !scales_sums<Config>();  // else sums are scaled
   static constexpr int kTogether = 4;  // vectors in one turn of a loop: those of a block of 128
   static constexpr int kBlockVectors = scales ? B::block_k / amx::kStep : 1 << 30;
+  static constexpr int kScaleVectors = int(ceil_div(ceil_div(kStagedK / amx::kStep, kBlockVectors), 16));
   using C = Converters<W, Config::encoding, Config::has_zero_point, Config::scale_dtype>;
   using Floats = Codes<Simd<CpuIsa::avx512, DType::bf16>, Config::encoding, Config::has_zero_point>;
   using Whole = typename Conditional<W::bits == 4, typename C::Any, Unscaled<W>>::type;
@@ -117,7 +118,6 @@ template <class Config> struct TileCodes {
   // rows_done(n) is called after n rows' work, for all of the 32 rows.
   template <class RowsDone>
   static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged, const RowsDone& rows_done) {
-    static_assert(kMaxBlocks == kStagedK / amx::kStep, "blocks of one part, and lanes of a vector");
     Part part;
     const int64 first_byte = k0 * W::bits / 8;
     part.bytes_left = ceil_div(k * W::bits, 8) - first_byte;
@@ -137,18 +137,22 @@ template <class Config> struct TileCodes {
         continue;
       }
       const uint8* const codes = w.first[a] + n * w.stride + first_byte;
-      typename S::floats block_scales = typename S::floats(1.0f);
-      uint32 zeros[kMaxBlocks] = {};
-      auto* const scales_at = reinterpret_cast<float*>(&block_scales);
+      typename S::floats block_scales[kScaleVectors];
+#pragma unroll
+      for (auto& vector : block_scales) vector = typename S::floats(1.0f);
+      uint32 zeros[16 * kScaleVectors] = {};
+      auto* const scales_at = reinterpret_cast<float*>(block_scales);
       const auto* const zeros_at = reinterpret_cast<const float*>(zeros);
       if constexpr (scales || B::has_zero_point)
         w.blocks[a].template read<Floats>(n, part.first_block, num_blocks, scales_at, zeros);
       if constexpr (!scales) {
-        block_scales = typename S::floats(1.0f);
+        block_scales[0] = typename S::floats(1.0f);
         convert_row<Whole>(part, codes, scales_at, zeros_at, to);
       } else if (are_ordinary(block_scales)) {
         using Convert = typename C::Ordinary;
-        if constexpr (C::adds_powers) block_scales = bit_cast<typename S::floats>(exponent_words<16>(block_scales));
+        if constexpr (C::adds_powers)
+#pragma unroll
+          for (auto& vector : block_scales) vector = bit_cast<typename S::floats>(exponent_words<16>(vector));
         if (n == 0 && w.num_rows[a] == amx::kRows && w.blocks[a].is_shared_by(amx::kRows)) {
           convert_rows<Convert>(part, codes, w.stride, scales_at, zeros_at, num_blocks, to, rows_done);
           row += amx::kRows;
@@ -171,7 +175,8 @@ template <class Config> struct TileCodes {
 #pragma clang loop unroll(disable)
       for (int n = 0; n < amx::kRows; ++n) {
         uint32 unused;
-        if (n == w.num_rows[a]) store(scales, typename S::floats(0.0f));
+        if (n == w.num_rows[a])
+          for (float& scale : scales) scale = 0.0f;
         if (n < w.num_rows[a] && (n == 0 || !are_shared))
           w.blocks[a].template read<Floats>(n, first, count, scales, &unused);
 #pragma clang loop unroll(disable)

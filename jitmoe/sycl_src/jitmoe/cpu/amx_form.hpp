@@ -28,7 +28,7 @@ namespace jitmoe::cpu {
 
 constexpr int kMaxTiles = 16;     // token tiles of one call; plan/cpu.py names the same number
 constexpr int64 kPieceK = 2048;   // 4 KiB per row: long enough for the memory, short enough for the L2 cache
-constexpr int64 kStagedK = 512;   // 32 KiB of staged weights
+constexpr int64 kStagedK = 1024;  // 64 KiB of staged weights: shorter pieces cost more than reading them from L2
 constexpr int64 kSoonBytes = 1 << 19;  // tokens are asked for this many bytes of weights ahead of their use
 constexpr int kTogether = 8;      // multiplications of one loop; a mispredicted end before tiles are stored costs 500 cycles
 
@@ -86,7 +86,7 @@ struct Lines {
 // How weights become tiles. A format is such a struct; one that is never `in_place` only stages.
 //   stage   writes elements [k0, k0 + num_k) of W's rows as staged[2][16][kStagedK], zero where there are none
 //   lines   the cache lines of elements [k0, k0 + num_k)
-//   asks_while_staging   the next ones are asked for after each staged row, not after each multiplication
+//   asks_while_staging   half of the next ones are asked for after staged rows, and only the others after multiplications
 template <class S, Layout layout> struct TileWeights;
 
 // Rows of K elements of two bytes, which tiles read where they are; staged are only the ends of rows and groups of fewer
@@ -198,7 +198,7 @@ template <class W, class Beside>
   constexpr int parts = parts_of<W>;
   const int64 most = in_place ? kPieceK : kStagedK / parts;
   Lines lines;
-  int lines_per_step = 0;
+  int lines_per_row = 0, lines_per_step = 0;
   int64 piece_end = 0;
   for (int64 k0 = 0; k0 < k;) {
     if (k0 == piece_end) {  // from here on the next piece is asked for
@@ -207,13 +207,16 @@ template <class W, class Beside>
       if (piece_end < k) lines = W::lines(w, piece_end, k - piece_end < kPieceK ? k - piece_end : kPieceK);
       else if (next != nullptr) lines = W::lines(*next, 0, k < kPieceK ? k : kPieceK);
       else lines = {};
-      const int64 staged_rows = ceil_div(steps * amx::kStep, most) * 2 * amx::kRows;
-      lines_per_step = int(ceil_div(lines.count(), W::asks_while_staging ? staged_rows : steps * passes));
+      const int64 staged_rows = W::asks_while_staging ? ceil_div(steps * amx::kStep, most) * 2 * amx::kRows : 0;
+      lines_per_row = staged_rows == 0 ? 0 : int(ceil_div(lines.count() / 2, staged_rows));
+      const int64 others = lines.count() - lines_per_row * staged_rows;
+      lines_per_step = others > 0 ? int(ceil_div(others, steps * passes)) : 0;
     }
     const int64 num_k = piece_end - k0 < most ? piece_end - k0 : most;
     const int64 direct_k = in_place ? num_k / amx::kStep * amx::kStep : 0;
     const int64 staged_k = align_up(num_k - direct_k, amx::kStep);
-    if constexpr (W::asks_while_staging) W::stage(w, k0, staged_k, k, staged, [&](int rows) { lines.fetch(rows * lines_per_step); });
+    if constexpr (W::asks_while_staging)
+      W::stage(w, k0, staged_k, k, staged, [&](int rows) { lines.fetch(rows * lines_per_row); });
     else if (staged_k != 0) W::stage(w, k0 + direct_k, staged_k, k, staged);
     int64 first_block = 0;
     if constexpr (has_blocks) {
@@ -236,7 +239,7 @@ template <class W, class Beside>
               amx::multiply<dot_of<W>, num_x>(a0, a1, stride_bytes, b + amx::kTokenTileUnits, tile_units);
               amx::multiply<dot_of<W>, num_x>(a0 + kSplitBytes, a1 + kSplitBytes, stride_bytes, b, tile_units);
             }
-            if constexpr (!W::asks_while_staging) lines.fetch(lines_per_step);
+            lines.fetch(lines_per_step);
             if constexpr (has_blocks) blocks.turn();
             beside();
             a0 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;

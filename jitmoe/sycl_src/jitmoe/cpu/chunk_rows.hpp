@@ -390,8 +390,9 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
 // of `dtype`, addressed by bytes. After the last matrix the rows of `next` are read.
 template <class W, DType dtype, class B, int num_matrices>
 inline void chunk_rows_form(const uint8* const (&w)[num_matrices], const uint8* next, int64 w_stride, int num_n,
-                            const B (&blocks)[num_matrices], const uint8* const* tokens, int num_tokens, int64 k,
-                            float* const (&c)[num_matrices], int c_stride, ChunkInputs inputs) {
+                            const B (&blocks)[num_matrices], const uint8* const* tokens, const TokenScales* token_scales,
+                            int num_tokens, int64 k, float* const (&c)[num_matrices], int c_stride, ChunkInputs inputs) {
+  static_assert(B::input_block_k % kChunkK == 0, "a chunk of inputs has one scale");
   const auto pass = [&](auto tokens_in_tile, auto rows_in_tile, int t0) {
     constexpr int R = decltype(tokens_in_tile)::value;
     constexpr int N = decltype(rows_in_tile)::value;
@@ -402,9 +403,13 @@ inline void chunk_rows_form(const uint8* const (&w)[num_matrices], const uint8* 
       const float* scales[R];
       for (int r = 0; r < R; ++r) {
         const int at = r < there ? r : there - 1;
-        if (r < there)
+        if (r < there) {
           W::template prepare<dtype>(reinterpret_cast<const element_t<dtype>*>(tokens[t0 + r]), k0, num_k, k,
                                      inputs.units[r], inputs.scales[r]);
+          if constexpr (B::input_blocks)
+            for (int64 chunk = 0; chunk * kChunkK < num_k; ++chunk)
+              inputs.scales[r][chunk] *= token_scales[t0 + r].scale[(k0 + chunk * kChunkK) / B::input_block_k];
+        }
         x[r] = inputs.units[at];
         scales[r] = inputs.scales[at];
       }

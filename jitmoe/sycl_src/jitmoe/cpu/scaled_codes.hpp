@@ -20,7 +20,7 @@
 
 namespace jitmoe::cpu {
 
-// Whether all 16 scales have exponents of -64 .. 64.
+// Whether all scales have exponents of -64 .. 64.
 inline bool are_ordinary(Vec<float, 16> scales) {
   const Vec<uint32, 16> exponents = (bit_cast<Vec<uint32, 16>>(scales) >> 23) & 0xffu;
   uint32 others = 0;
@@ -33,6 +33,12 @@ inline bool are_ordinary(Vec<float, 16> scales) {
   (void)exponents;
 #endif
   return others == 0;
+}
+template <int count> inline bool are_ordinary(const Vec<float, 16> (&scales)[count]) {
+  bool all = true;
+#pragma unroll
+  for (const auto& vector : scales) all = all && are_ordinary(vector);
+  return all;
 }
 
 // 4-bit codes with any scale.

@@ -233,7 +233,7 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
               ends ? w_range + columns * w_stride + routing.groups[0].expert * expert_bytes : w_next;
           if constexpr (Config::chunk_rows)
             chunk_rows_form<typename ChunksOf<Config::encoding, Config::has_zero_point>::type, Config::x_dtype>(
-                matrices, w_soon, w_stride, columns, blocks, rows, num_tokens, inner, tiles, args.h_block,
+                matrices, w_soon, w_stride, columns, blocks, rows, scales, num_tokens, inner, tiles, args.h_block,
                 {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
           else
             rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_soon, w_stride, columns, blocks,

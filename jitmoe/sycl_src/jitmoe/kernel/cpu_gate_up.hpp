@@ -325,7 +325,7 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
       if (!lanes_are_tokens) {
         if constexpr (Config::chunk_rows)
           chunk_rows_form<typename ChunksOf<Config::encoding, Config::has_zero_point>::type, Config::x_dtype>(
-              matrices, next, w_stride, matrix_rows, blocks, tokens, num_tokens, hidden, tiles, tile_stride,
+              matrices, next, w_stride, matrix_rows, blocks, tokens, scales, num_tokens, hidden, tiles, tile_stride,
               {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
         else
           rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, next, w_stride, matrix_rows, blocks,
