@@ -90,7 +90,7 @@ class Builder:
         if missing and self.settings.disable_jit:
             raise self._missing_kernel(missing[0], device)
         if missing and not self.compilers:
-            raise ToolchainNotFoundError(searched=self._searched)
+            raise ToolchainNotFoundError(searched=self._searched, wanted=self.settings.compiler)
         memory_per_job = max((c.memory_per_job_bytes for c in self.compilers), default=1)
         slots = threading.BoundedSemaphore(
             parallel_jobs(max(1, len(missing)), wanted=self.settings.jobs, memory_per_job_bytes=memory_per_job)

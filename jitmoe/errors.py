@@ -85,21 +85,25 @@ class UnsupportedProblemError(JitMoEError):
 
 
 class ToolchainNotFoundError(JitMoEError):
-    """No usable compiler; ``searched`` lists each place that was looked at and what was found there."""
+    """No usable compiler; ``searched`` lists each place that was looked at and what was found there.
 
-    def __init__(self, *, searched: tuple[str, ...]) -> None:
-        super().__init__(searched=searched)
+    ``wanted`` is what ``JITMOE_COMPILER`` said: "auto", or the only compiler that was looked for.
+    """
+
+    def __init__(self, *, searched: tuple[str, ...], wanted: str = "auto") -> None:
+        super().__init__(searched=searched, wanted=wanted)
 
     searched: tuple[str, ...]
+    wanted: str
 
     def __str__(self) -> str:
-        return "\n".join(
-            [
-                "no SYCL compiler found",
-                *(f"  - {place}" for place in self.searched),
-                "next step: pip install 'jitmoe[cpu]' (or intel-sycl-rt>=2026), then run jitmoe-info",
-            ]
-        )
+        what = "no SYCL compiler found"
+        advice = "pip install 'jitmoe[cpu]' (or intel-sycl-rt>=2026)"
+        if self.wanted != "auto":
+            what += f": JITMOE_COMPILER={self.wanted} allows no other"
+            advice = f"unset JITMOE_COMPILER (or install {self.wanted})"
+        places = (f"  - {place}" for place in self.searched)
+        return "\n".join([what, *places, f"next step: {advice}, then run jitmoe-info"])
 
 
 class HeadersNotFoundError(JitMoEError):

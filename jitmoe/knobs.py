@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from jitmoe.errors import ArgumentError
+
+logger = logging.getLogger("jitmoe")
 
 
 def _knob(variable: str, default: Any, help: str) -> Any:
@@ -47,6 +50,7 @@ class Knobs:
     jobs: int = _knob("JITMOE_JOBS", 0, "compilations at once (0: by cores and free memory; MAX_JOBS is honoured too)")
 
 
+_PREFIX = "JITMOE_"
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 COMPILER_CHOICES = ("auto", "icpx", "sycl-jit")
@@ -82,6 +86,8 @@ def _parse(variable: str, text: str, default: Any) -> Any:
         raise wrong("a number") from None
     if not 0 <= number < math.inf:
         raise wrong("a finite number >= 0")
+    if variable == "JITMOE_COMPILE_TIMEOUT" and number == 0:
+        raise wrong("a finite number > 0")
     return number
 
 
@@ -97,14 +103,35 @@ def read(environment: Mapping[str, str]) -> Knobs:
     return Knobs(**values)
 
 
+def unknown(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the ``JITMOE_*`` variables that are no knobs, each with the knob that may be meant, or ""."""
+    known = [knob.metadata["variable"].removeprefix(_PREFIX) for knob in dataclasses.fields(Knobs)]
+    found = {}
+    for variable in sorted(environment):
+        name = variable.removeprefix(_PREFIX)
+        if name != variable and name not in known:
+            import difflib  # here, because hardly any environment needs it
+
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            found[variable] = _PREFIX + near[0] if near else ""
+    return found
+
+
 _current: Knobs | None = None
 
 
 def current() -> Knobs:
-    """Returns the knobs of this process, read from the environment at the first call."""
+    """Returns the knobs of this process, read from the environment at the first call, which also names misspelt ones.
+
+    A variable that resembles no knob may be somebody else's (Kubernetes makes JITMOE_SERVICE_HOST for a service called
+    jitmoe), so only jitmoe-info speaks of it.
+    """
     global _current
     if _current is None:
         _current = read(os.environ)
+        for variable, meant in unknown(os.environ).items():
+            if meant:
+                logger.warning("jitmoe: nothing reads the environment variable %s; did you mean %s?", variable, meant)
     return _current
 
 

@@ -26,7 +26,7 @@ SAMPLES = {
     ),
     "ToolchainNotFoundError": (
         errors.ToolchainNotFoundError(searched=("icpx: not on PATH", "intel-sycl-rt: not installed")),
-        ["icpx: not on PATH", "intel-sycl-rt: not installed", "next step", "pip install"],
+        ["icpx: not on PATH", "intel-sycl-rt: not installed", "next step: pip install"],
     ),
     "HeadersNotFoundError": (
         errors.HeadersNotFoundError(kernel="jitmoe_toy", package="sycl-tla", searched="sycl-tla: not installed"),
@@ -110,6 +110,12 @@ def test_repr_is_of_use(name):
 def test_everything_is_a_jitmoe_error_and_bad_arguments_are_value_errors():
     assert all(isinstance(error, errors.JitMoEError) for error, _ in SAMPLES.values())
     assert isinstance(SAMPLES["ArgumentError"][0], ValueError)
+
+
+def test_a_compiler_that_only_a_setting_forbids_is_not_to_be_installed():
+    text = str(errors.ToolchainNotFoundError(searched=("icpx: not on PATH",), wanted="icpx"))
+    assert "JITMOE_COMPILER=icpx allows no other" in text and "next step: unset JITMOE_COMPILER" in text
+    assert "pip install" not in text
 
 
 def test_long_logs_are_cut_to_their_tail():

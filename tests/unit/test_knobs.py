@@ -56,6 +56,7 @@ def test_values(variable, text, field, value, monkeypatch):
         ("JITMOE_DISABLE_JIT", "2"),
         ("JITMOE_COMPILE_TIMEOUT", "soon"),
         ("JITMOE_COMPILE_TIMEOUT", "-1"),
+        ("JITMOE_COMPILE_TIMEOUT", "0"),
         ("JITMOE_COMPILE_TIMEOUT", "nan"),
         ("JITMOE_COMPILE_TIMEOUT", "inf"),
         ("JITMOE_LOCK_TIMEOUT", "-0.5"),
@@ -108,6 +109,31 @@ def test_the_environment_is_read_once(monkeypatch):
     assert knobs.current().strict
     monkeypatch.setenv("JITMOE_STRICT", "0")
     assert knobs.current().strict
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("JITMOE_STRICKT", "JITMOE_STRICT"),
+        ("JITMOE_CACHE", "JITMOE_CACHE_DIR"),
+        ("JITMOE_DISABLEJIT", "JITMOE_DISABLE_JIT"),
+        ("JITMOE_jobs", "JITMOE_JOBS"),
+        ("JITMOE_SERVICE_HOST", ""),
+        ("JITMOE_PORT_8000_TCP", ""),
+    ],
+)
+def test_variables_that_nothing_reads_are_found_with_the_nearest_name(variable, meant):
+    assert knobs.unknown({variable: "1", "JITMOE_STRICT": "1", "PATH": "/bin"}) == {variable: meant}
+
+
+def test_a_misspelt_variable_is_named_once_and_a_foreign_one_is_not(monkeypatch, caplog):
+    monkeypatch.setenv("JITMOE_STRICKT", "1")
+    monkeypatch.setenv("JITMOE_SERVICE_HOST", "10.0.0.1")
+    knobs.current()
+    knobs.current()
+    assert [record.getMessage() for record in caplog.records] == [
+        "jitmoe: nothing reads the environment variable JITMOE_STRICKT; did you mean JITMOE_STRICT?"
+    ]
 
 
 def test_override_is_scoped_even_when_the_block_raises():

@@ -330,10 +330,12 @@ def test_no_compiler_at_all_says_where_it_looked(private_cache, monkeypatch):
     monkeypatch.setattr(
         "jitmoe.builder.find_compilers", lambda choice, soname: ((), ("icpx: not on PATH", "intel-sycl-rt: no"))
     )
-    made = Pipeline(settings=knobs.Knobs(), cache=open_cache(private_cache, ()))
-    with pytest.raises(ToolchainNotFoundError) as missing:
-        made.build(SPECS, cpu_device())
-    assert missing.value.searched == ("icpx: not on PATH", "intel-sycl-rt: no")
+    for choice in ("auto", "icpx"):
+        made = Pipeline(settings=knobs.Knobs(compiler=choice), cache=open_cache(private_cache, ()))
+        with pytest.raises(ToolchainNotFoundError) as missing:
+            made.build(SPECS, cpu_device())
+        assert missing.value.searched == ("icpx: not on PATH", "intel-sycl-rt: no")
+        assert missing.value.wanted == choice
 
 
 def test_making_a_pipeline_touches_nothing(monkeypatch, tmp_path):
