@@ -28,18 +28,50 @@ class Finding:
     advice: str
 
 
-def working_targets(facts: Facts) -> list[str]:
-    """Returns the devices, in words, on which the probe kernel ran right."""
-    return [target["words"] for target in facts.sycl.get("targets", ()) if target.get("runs")]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Where ``fused_moe`` runs its kernels: devices in words."""
+
+    fresh: tuple[str, ...] = ()  # any kernel, compiled when it is needed
+    cached: tuple[str, ...] = ()  # the kernels that are in the cache, because nothing can be compiled
+    why_not: str = ""  # where it runs nowhere
+
+    @property
+    def text(self) -> str:
+        if self.fresh:
+            return "\n  ".join(["fused_moe runs on", *self.fresh])
+        if self.cached:
+            return "\n  ".join(["fused_moe runs, with cached kernels only, on", *self.cached])
+        return self.why_not
 
 
-def usable_from_cache(facts: Facts, cached_devices: Sequence[str]) -> list[str]:
-    """Returns the devices, in words, that could not run a fresh probe but for which kernels are cached."""
-    return [
+def verdict(facts: Facts, cached_devices: Sequence[str]) -> Verdict:
+    """Returns where a call with these settings runs.
+
+    Args:
+        facts: the machine.
+        cached_devices: architectures for which the cache has kernels of the installed sources.
+    """
+    if facts.knob_errors or facts.tuned_error:
+        return Verdict(why_not="fused_moe fails until the settings are corrected (see the findings)")
+    targets = facts.sycl.get("targets", ())
+    settings = facts.settings
+    can_compile = not settings.disable_jit and any(c["used"] and c["works"] for c in facts.compilers)
+    fresh = tuple(target["words"] for target in targets if can_compile and target.get("runs"))
+    cached = tuple(
         target["words"]
-        for target in facts.sycl.get("targets", ())
-        if target.get("runs") is None and target["arch"] in cached_devices
-    ]
+        for target in targets
+        if target["words"] not in fresh and target.get("runs") is not False and target["arch"] in cached_devices
+    )
+    if fresh or cached:
+        return Verdict(fresh=fresh, cached=cached)
+    if settings.disable_jit:
+        what = "it raises an error (JITMOE_DISABLE_JIT=1, and the cache holds no kernel for a device that is here)"
+    elif settings.strict:
+        what = "it raises an error (JITMOE_STRICT=1)"
+    else:
+        what = "it computes with the slow reference"
+    return Verdict(why_not=f"fused_moe cannot run its kernels here; {what}")
 
 
 def find_all(facts: Facts, layers: Sequence[Layer]) -> list[Finding]:
@@ -59,6 +91,15 @@ def find_all(facts: Facts, layers: Sequence[Layer]) -> list[Finding]:
 def _knobs(facts: Facts) -> Iterator[Finding]:
     for error in facts.knob_errors:
         yield Finding("problem", error, "correct or unset it; every jitmoe call fails until then")
+    if facts.tuned_error:
+        what = f"JITMOE_TUNED_CONFIG cannot be used: {facts.tuned_error}"
+        yield Finding("problem", what, "correct or unset it; fused_moe fails on every GPU until then")
+    for variable, meant in facts.unknown_knobs.items():
+        yield Finding(
+            "warning" if meant else "note",
+            f"nothing in jitmoe reads the environment variable {variable}",
+            f"did you mean {meant}?" if meant else "its settings are those listed above",
+        )
     if facts.settings.disable_jit:
         yield Finding(
             "note",

@@ -93,6 +93,8 @@ class Facts:
     environment: Mapping[str, str]
     knob_rows: tuple[Mapping[str, str], ...]  # variable, value, origin, help
     knob_errors: tuple[str, ...]
+    tuned_error: str  # why the file that JITMOE_TUNED_CONFIG names cannot be used
+    unknown_knobs: Mapping[str, str]  # JITMOE_* variables that nothing reads: the knob that may be meant, or ""
     settings: knobs.Knobs
     compilers: tuple[Mapping[str, Any], ...]  # name, identity, works, seconds, error
     searched: tuple[str, ...]  # where compilers were looked for, and what was there
@@ -259,7 +261,7 @@ def _package_versions() -> dict[str, str | None]:
 
 def read_knobs(environment: Mapping[str, str]) -> tuple[knobs.Knobs, tuple[dict[str, str], ...], tuple[str, ...]]:
     """Returns (the settings, each knob's value and where it comes from, what could not be read)."""
-    errors = []
+    errors = {}
     readable = dict(environment)
     for knob in dataclasses.fields(knobs.Knobs):
         variable = knob.metadata["variable"]
@@ -267,7 +269,7 @@ def read_knobs(environment: Mapping[str, str]) -> tuple[knobs.Knobs, tuple[dict[
             try:
                 knobs.read({variable: readable[variable]})
             except ArgumentError as error:
-                errors.append(str(error))
+                errors[variable] = str(error)
                 del readable[variable]
     settings = knobs.read(readable)
     rows = []
@@ -283,8 +285,21 @@ def read_knobs(environment: Mapping[str, str]) -> tuple[knobs.Knobs, tuple[dict[
             shown = os.pathsep.join(map(str, value)) or "-"
         else:
             shown = "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        if variable in errors:
+            shown, origin = environment[variable], "environment, cannot be read"
         rows.append({"variable": variable, "value": shown, "origin": origin, "help": str(knob.metadata["help"])})
-    return settings, tuple(rows), tuple(errors)
+    return settings, tuple(rows), tuple(errors.values())
+
+
+def _tuned_error(settings: knobs.Knobs) -> str:
+    from jitmoe.plan import tuned
+
+    try:
+        if settings.tuned_config is not None:
+            tuned.read(settings.tuned_config)
+    except ArgumentError as error:
+        return str(error)
+    return ""
 
 
 def _probe_compilers(settings: knobs.Knobs) -> tuple[list[dict[str, Any]], tuple[str, ...], bytes]:
@@ -378,6 +393,8 @@ def collect(cache_folder: Path | None, failed_checks: tuple[str, ...]) -> Facts:
             environment={name: environment[name] for name in VARIABLES if name in environment},
             knob_rows=knob_rows,
             knob_errors=knob_errors,
+            tuned_error=_tuned_error(settings),
+            unknown_knobs=knobs.unknown(environment),
             settings=settings,
             compilers=tuple(compilers),
             searched=searched,

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from jitmoe.cli import advice, terminal
-from jitmoe.cli.advice import Finding
+from jitmoe.cli.advice import Finding, Verdict
 from jitmoe.cli.cache import items_of, layers_text
 from jitmoe.cli.facts import Facts, collect, read_knobs
 from jitmoe.cli.layers import Layer, find_layers
 from jitmoe.cli.terminal import EXIT_FAILED, EXIT_OK, text_table
+from jitmoe.source import header_digest
 
 _MARKS = {"problem": "!!", "warning": "! ", "note": "- "}
 
@@ -39,7 +40,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="jitmoe-info",
         description="Shows devices, compilers, cache and settings, tries them out, and says what to do.",
-        epilog="exit codes: 0 fused_moe can run its kernels somewhere here, 1 it cannot",
+        epilog="exit codes: 0 fused_moe can run its kernels somewhere here, 1 it cannot, or a setting cannot be read",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
@@ -48,26 +49,24 @@ def _main(arguments: Sequence[str] | None) -> int:
     writable = next((layer.path for layer in layers if layer.role == "writable"), None)
     facts = collect(writable, _failed_checks(layers))
     findings = advice.find_all(facts, layers)
-    cached_devices = [item.device for item in items_of(layers)]
-    fresh = advice.working_targets(facts)
-    cached = advice.usable_from_cache(facts, cached_devices)
+    installed = header_digest()
+    cached_devices = [item.device for item in items_of(layers) if item.stored.info.get("headers") == installed]
+    verdict = advice.verdict(facts, cached_devices)
     if options.json:
         terminal.print_json(
             {
                 **facts.record(),
                 "cache": [{"path": str(la.path), "role": la.role, "state": la.state} for la in layers],
                 "findings": [dataclasses.asdict(finding) for finding in findings],
-                "runs_on": [*fresh, *cached],
+                "runs_on": [*verdict.fresh, *verdict.cached],
             }
         )
     else:
-        print(report(facts, layers, findings, fresh, cached))
-    return EXIT_OK if fresh or cached else EXIT_FAILED
+        print(report(facts, layers, findings, verdict))
+    return EXIT_FAILED if verdict.why_not else EXIT_OK
 
 
-def report(
-    facts: Facts, layers: Sequence[Layer], findings: Sequence[Finding], fresh: Sequence[str], cached: Sequence[str]
-) -> str:
+def report(facts: Facts, layers: Sequence[Layer], findings: Sequence[Finding], verdict: Verdict) -> str:
     """Returns the whole report as text."""
     parts = [
         f"jitmoe {facts.jitmoe}, Python {facts.python}, {facts.system}",
@@ -91,12 +90,7 @@ def report(
             lines += [f"       {line}" for line in rest]
             lines.append(f"     {finding.advice}")
         parts.append(_section("Findings", "\n".join(lines)))
-    if fresh:
-        parts.append("fused_moe runs on\n" + "\n".join(f"  {device}" for device in fresh))
-    elif cached:
-        parts.append("fused_moe runs, with cached kernels only, on\n" + "\n".join(f"  {device}" for device in cached))
-    else:
-        parts.append("fused_moe cannot run its kernels here; it computes with the slow reference")
+    parts.append(verdict.text)
     return "\n\n".join(parts)
 
 

@@ -112,7 +112,7 @@ def parse(text: str, name: str = "tuned config") -> tuple[TunedConfig, ...]:
                 top_k=number["topk"],
                 activation=activation,
                 dtype=dtype,
-                impl=row["impl"].strip(),
+                impl=(row["impl"] or "").strip(),
                 k_slices=max(number["splitK"], 1),
                 block_rows=number["pad_m"],
                 block_columns=number["pad_n"],
@@ -137,17 +137,18 @@ def find(configs: Sequence[TunedConfig], problem: MoEProblem, device: Device, *i
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: Path) -> tuple[TunedConfig, ...]:
+def read(path: Path) -> tuple[TunedConfig, ...]:
+    """Returns the rows of a file, read once; raises ``ArgumentError``."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
+        return parse(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise ArgumentError(
-            argument="environment variable JITMOE_TUNED_CONFIG", got=f"{path}: {error.strerror}", expected="a CSV file"
+            argument="environment variable JITMOE_TUNED_CONFIG", got=f"{path}: {why}", expected="a CSV file"
         ) from error
-    return parse(text, path.name)
 
 
 def configured() -> tuple[TunedConfig, ...]:
-    """Returns the rows of the file that JITMOE_TUNED_CONFIG names, read once; none without it."""
+    """Returns the rows of the file that JITMOE_TUNED_CONFIG names; none without it."""
     path = knobs.current().tuned_config
-    return _read(path) if path is not None else ()
+    return read(path) if path is not None else ()

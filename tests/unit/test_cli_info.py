@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.builders import cache_entry
 
 from jitmoe import knobs
 from jitmoe.cache.files import FileStore
 from jitmoe.cli import advice, facts, info
-from jitmoe.cli.advice import Finding
+from jitmoe.cli.advice import Finding, Verdict
 from jitmoe.cli.facts import Facts
 from jitmoe.cli.layers import Layer
+from jitmoe.plan import tuned
+from jitmoe.source import header_digest
 
 LAYER = Layer(store=FileStore(Path("cache"), writable=True), role="writable", state="")
 CPU = {"kind": "cpu", "arch": "x86-64", "name": "A CPU", "isa": "avx2", "compute_units": 8, "driver": "1", "runs": True,
@@ -37,6 +40,8 @@ def made(**changes: Any) -> Facts:
         "environment": {"OMP_WAIT_POLICY": "passive"},
         "knob_rows": (),
         "knob_errors": (),
+        "tuned_error": "",
+        "unknown_knobs": {},
         "settings": knobs.Knobs(),
         "compilers": (COMPILER,),
         "searched": ("icpx: not on PATH", "intel-sycl-rt 2026.2.0"),
@@ -100,6 +105,9 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "spinning threads": ({"environment": {}}, "note", "OpenMP threads spin"),
     "fork": ({"start_method": "fork"}, "note", "fork"),
     "bad knob": ({"knob_errors": ("JITMOE_JOBS: expected a number",)}, "problem", "JITMOE_JOBS"),
+    "bad tuned file": ({"tuned_error": "no column token"}, "problem", "JITMOE_TUNED_CONFIG cannot be used: no column"),
+    "misspelt knob": ({"unknown_knobs": {"JITMOE_STRICKT": "JITMOE_STRICT"}}, "warning", "JITMOE_STRICKT"),
+    "foreign variable": ({"unknown_knobs": {"JITMOE_SERVICE_HOST": ""}}, "note", "JITMOE_SERVICE_HOST"),
     "no compiling": ({"settings": knobs.Knobs(disable_jit=True)}, "note", "JITMOE_DISABLE_JIT"),
     "full disk": ({"free_disk": 1 << 20}, "warning", "1.0 MB are free"),
     "little memory": ({"free_memory": 1 << 20}, "warning", "memory"),
@@ -134,20 +142,46 @@ def test_the_worst_comes_first():
 
 def test_report_names_everything_and_the_verdict():
     text = info.report(
-        made(), [LAYER], [Finding("warning", "something\nwith evidence", "do this")], ["A CPU (cpu)"], []
+        made(), [LAYER], [Finding("warning", "something\nwith evidence", "do this")], Verdict(fresh=("A CPU (cpu)",))
     )
     assert "runs the probe kernel" in text and "probe kernel in 0.10 s" in text
     assert "!  something" in text and "with evidence" in text and "do this" in text
     assert text.endswith("fused_moe runs on\n  A CPU (cpu)")
     bare = made(sycl={"error": "x"}, torch={"error": "y"}, compilers=(), searched=())
-    assert "cannot run its kernels here" in info.report(bare, [], [], [], [])
+    assert "cannot run its kernels here" in info.report(bare, [], [], advice.verdict(bare, []))
 
 
-def test_cached_kernels_are_enough_without_a_compiler():
-    bare = made(compilers=(), sycl={**made().sycl, "targets": [{**CPU, "runs": None}]})
-    assert advice.working_targets(bare) == []
-    assert advice.usable_from_cache(bare, ["x86-64"]) == ["A CPU (cpu)"]
-    assert advice.usable_from_cache(bare, ["bmg-g21"]) == []
+NOT_TRIED = {**made().sycl, "targets": [{**CPU, "runs": None}]}
+FAILS = {**made().sycl, "targets": [{**CPU, "runs": False, "error": "nothing"}]}
+UNUSED = {**COMPILER, "used": False}
+UNABLE: dict[str, dict[str, Any]] = {
+    "no compiler": {"compilers": (), "sycl": NOT_TRIED},
+    "only a compiler that JITMOE_COMPILER forbids": {
+        "compilers": (UNUSED,), "settings": knobs.Knobs(compiler="icpx")},
+    "the allowed compiler does not work": {
+        "compilers": (UNUSED, {**COMPILER, "name": "icpx", "works": False}), "settings": knobs.Knobs(compiler="icpx")},
+    "compiling is forbidden": {"settings": knobs.Knobs(disable_jit=True)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNABLE)
+def test_where_nothing_can_be_compiled_cached_kernels_decide(case):
+    bare = made(**UNABLE[case])
+    assert advice.verdict(bare, ["x86-64"]) == Verdict(cached=("A CPU (cpu)",))
+    nowhere = advice.verdict(bare, ["bmg-g21"])
+    assert not nowhere.fresh and not nowhere.cached
+    assert "cannot run its kernels here" in nowhere.text
+    assert ("raises an error" in nowhere.text) == (case == "compiling is forbidden")
+    assert "JITMOE_STRICT=1" in advice.verdict(made(sycl=FAILS, settings=knobs.Knobs(strict=True)), []).text
+
+
+def test_a_device_that_fails_the_probe_does_not_count():
+    assert advice.verdict(made(sycl=FAILS), ["x86-64"]).why_not
+
+
+@pytest.mark.parametrize("change", [{"knob_errors": ("JITMOE_JOBS",)}, {"tuned_error": "no column"}], ids=str)
+def test_with_settings_that_cannot_be_read_nothing_runs(change):
+    assert "until the settings are corrected" in advice.verdict(made(**change), ["x86-64"]).why_not
 
 
 def test_exit_code_and_json_follow_the_facts(monkeypatch, capsys):
@@ -156,8 +190,19 @@ def test_exit_code_and_json_follow_the_facts(monkeypatch, capsys):
     record = json.loads(capsys.readouterr().out)
     assert record["runs_on"] == ["A CPU (cpu)"]
     assert record["cache"][0]["role"] == "writable"
-    monkeypatch.setattr(info, "collect", lambda folder, failed: made(sycl={"error": "x"}))
-    assert info.main([]) == 1
+    for change in ({"sycl": {"error": "x"}}, {"knob_errors": ("JITMOE_JOBS",)}, UNABLE["compiling is forbidden"]):
+        monkeypatch.setattr(info, "collect", lambda folder, failed, change=change: made(**change))
+        assert info.main([]) == 1
+
+
+@pytest.mark.parametrize(("headers", "code"), [(header_digest(), 0), ("0" * 64, 1)], ids=["ours", "other sources"])
+def test_only_kernels_of_the_installed_sources_count(monkeypatch, capsys, private_cache, headers, code):
+    store = FileStore(private_cache, writable=True)
+    store.prepare()
+    store.put(dataclasses.replace(cache_entry(), info={**cache_entry().info, "device": "x86-64", "headers": headers}))
+    monkeypatch.setattr(info, "collect", lambda folder, failed: made(**UNABLE["compiling is forbidden"]))
+    assert info.main([]) == code
+    assert ("with cached kernels only" in capsys.readouterr().out) == (code == 0)
 
 
 def test_settings_are_shown_with_their_origin_and_bad_ones_do_not_stop_it():
@@ -165,7 +210,8 @@ def test_settings_are_shown_with_their_origin_and_bad_ones_do_not_stop_it():
     by_name = {row["variable"]: (row["value"], row["origin"]) for row in rows}
     assert by_name["JITMOE_STRICT"] == ("1", "environment")
     assert by_name["JITMOE_JOBS"] == ("3", "MAX_JOBS")
-    assert by_name["JITMOE_LOCK_TIMEOUT"] == ("60", "default")
+    assert by_name["JITMOE_LOCK_TIMEOUT"] == ("soon", "environment, cannot be read")
+    assert by_name["JITMOE_COMPILE_TIMEOUT"] == ("300", "default")
     assert settings.strict and len(errors) == 1 and "JITMOE_LOCK_TIMEOUT" in errors[0]
 
 
@@ -203,4 +249,30 @@ def test_torch_xpu_devices_are_seen(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     answer = facts.ask_child("torch")
     assert answer["xpu_available"] and answer["devices"] == [{"name": "Arc", "driver": "1.6"}]
-    assert "seen by torch" in info.report(made(torch=answer), [LAYER], [], [], [])
+    assert "seen by torch" in info.report(made(torch=answer), [LAYER], [], Verdict())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        ("folder", "Is a directory"),
+        (b"cu_num,token\n", "no column model_dim"),
+        (b"\xff\xfe\x00", "can't decode"),
+        (",".join(tuned.COLUMNS).encode() + b"\n1,1,1,1,1,1,silu,bf16\n", "whole numbers"),
+        (",".join(tuned.COLUMNS).encode() + b"\n160,8,2048,768,128,8,silu,bf16,xe,0,128,128\n", ""),
+    ],
+)
+def test_the_tuned_file_is_read(monkeypatch, tmp_path, content, words):
+    path = tmp_path / "tuned.csv"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("JITMOE_TUNED_CONFIG", str(path))
+    monkeypatch.setenv("JITMOE_STRICKT", "1")
+    monkeypatch.setattr(facts, "ask_child", lambda *what, **more: {"error": "not asked"})
+    monkeypatch.setattr(facts, "_probe_compilers", lambda settings: ([], (), b""))
+    found = facts.collect(None, ())
+    assert words in found.tuned_error and bool(words) == bool(found.tuned_error)
+    assert found.unknown_knobs == {"JITMOE_STRICKT": "JITMOE_STRICT"}
