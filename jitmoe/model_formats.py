@@ -72,6 +72,8 @@ def formats_of(*parts: Mapping[str, Any], dtype: DType, w1_k: int, w2_k: int) ->
             found = part.get(key)
             if isinstance(found, Mapping) and found:
                 return _formats(found, dtype, w1_k, w2_k)
+            if found:
+                return ExpertFormats(unknown=f"{key} = {found!r}")
     return PLAIN
 
 

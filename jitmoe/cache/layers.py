@@ -44,6 +44,11 @@ class Cache:
         """Entries that no folder would take; they end with this process."""
         return len(self._memory)
 
+    @property
+    def num_verdicts_in_memory(self) -> int:
+        """Self-check records that no folder would take."""
+        return len(self._verdicts)
+
     def get(self, key: CacheKey) -> Entry | None:
         """Returns the verified entry of ``key`` or None."""
         entry = self._memory.get(key.digest)

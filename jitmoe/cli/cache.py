@@ -96,6 +96,13 @@ def items_of(layers: Sequence[Layer]) -> list[Item]:
     ]
 
 
+def _say_what_is_skipped(layers: Sequence[Layer]) -> None:
+    """Warns of folders that neither this tool nor the library reads."""
+    for layer in layers:
+        if layer.role == "not usable":
+            terminal.warn(f"cache folder {layer.path} is not used: {layer.state}")
+
+
 def _writable(layers: Sequence[Layer]) -> FileStore:
     """Returns the writable layer with its folders made; raises ``CacheError`` if there is none."""
     for layer in layers:
@@ -128,6 +135,7 @@ def _total(items: Sequence[Item]) -> int:
 
 
 def _list(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
+    _say_what_is_skipped(layers)
     items = [item for item in items_of(layers) if not options.pattern or _matches(item, options.pattern)]
     items.sort(key=lambda item: (item.stored.key.name, item.device, item.spec))
     if options.json:
@@ -201,6 +209,7 @@ def _info(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
             print("cache folders, in the order of look-up")
             print(layers_text(layers))
         return EXIT_OK
+    _say_what_is_skipped(layers)
     found = {item.digest: item for item in reversed(items_of(layers)) if _matches(item, [options.entry])}
     if not found:
         raise UsageError(
@@ -282,9 +291,9 @@ def _path(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
 
 def _verify(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
     problems = []
-    checked = removed = 0
+    checked = removed = removable = 0
     for layer in layers:
-        if layer.role == "not usable" and layer.path.is_dir():
+        if layer.role == "not usable" and layer.is_folder:
             problems.append({"path": str(layer.path), "problem": layer.state})
         if not layer.is_readable:
             continue
@@ -293,6 +302,7 @@ def _verify(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
             problem = layer.store.verify(folder)
             if problem:
                 problems.append({"path": str(folder), "problem": problem})
+                removable += layer.role == "writable"
                 if options.repair and layer.role == "writable":
                     _writable(layers).remove(folder)
                     removed += 1
@@ -300,6 +310,7 @@ def _verify(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
         for path in sorted((layer.path / "trust").glob("*.json")):
             if path not in readable:
                 problems.append({"path": str(path), "problem": "the self-check record is damaged or not trusted"})
+                removable += layer.role == "writable"
                 if options.repair and layer.role == "writable":
                     layer.store.remove_verdict(path)
                     removed += 1
@@ -310,8 +321,12 @@ def _verify(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
             print(f"{found['path']}\n  {found['problem']}")
         verdict = count(len(problems), "problem") if problems else "all whole"
         print(f"{count(checked, 'entry', 'entries')} verified, {verdict}" + (f", {removed} removed" if removed else ""))
-        if len(problems) > removed and not options.repair:
+        if removable > removed:
             print("jitmoe never uses such entries and builds them again; verify --repair removes them")
+        if len(problems) > removable:
+            print(
+                "folders that are not used or only read stay as they are: correct them, or repair them as their owner"
+            )
     return EXIT_FAILED if len(problems) > removed else EXIT_OK
 
 
@@ -438,6 +453,7 @@ def _folder_bytes(folder: Path) -> int:
 def _clear(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
     if sum((options.all, options.stale, bool(options.pattern))) != 1:
         raise UsageError("clear what? exactly one of --all, --stale, or kernel names (patterns such as 'jitmoe_cpu_*')")
+    _say_what_is_skipped(layers)
     store = _writable(layers)
     removals = _removals(options, store)
     total = sum(removal.num_bytes for removal in removals)
@@ -480,6 +496,7 @@ def _clear(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
 
 
 def _prune(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
+    _say_what_is_skipped(layers)
     store = _writable(layers)
     swept = 0 if options.dry_run else store.sweep()
     removed = store.prune(max_bytes=options.max_size, dry_run=options.dry_run)
@@ -508,6 +525,7 @@ def _prune(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
 
 
 def _export(options: argparse.Namespace, layers: tuple[Layer, ...]) -> int:
+    _say_what_is_skipped(layers)
     chosen: dict[str, Entry] = {}
     damaged = 0
     for item in items_of(layers):

@@ -27,8 +27,12 @@ class Layer:
         return self.store.root
 
     @property
+    def is_folder(self) -> bool:
+        return _is_folder(self.path)
+
+    @property
     def is_readable(self) -> bool:
-        return self.role != "not usable" and _is_folder(self.path)
+        return self.role != "not usable" and self.is_folder
 
 
 def _is_folder(path: Path) -> bool:
@@ -53,19 +57,18 @@ def _state(folder: Path) -> tuple[str, str]:
         return "not usable", error.strerror or str(error)
     if not _is_folder(existing):
         return "not usable", f"{existing} is no folder"
-    if not os.access(existing, os.W_OK | os.X_OK):
-        if existing == folder and os.access(folder, os.R_OK | os.X_OK):
-            return "read-only", "this user cannot write it"
-        return "not usable", "this user cannot make it" if existing != folder else "this user cannot read it"
+    can_write = os.access(existing, os.W_OK | os.X_OK)
     if existing != folder:
-        return "writable", "not made yet"
+        return ("writable", "not made yet") if can_write else ("not usable", "this user cannot make it")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return "not usable", "this user cannot read it"
     try:
         for part in (folder, *(folder / name for name in _store_folders())):
             if part.exists():
                 check_ownership(part, part.stat())
     except OSError as error:
         return "not usable", str(error)
-    return "writable", ""
+    return ("writable", "") if can_write else ("read-only", "this user cannot write it")
 
 
 def find_layers(settings: Knobs) -> tuple[Layer, ...]:

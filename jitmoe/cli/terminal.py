@@ -169,7 +169,7 @@ class _Warnings(logging.Handler):
         if self.show is not None:
             self.show(f"warning: {text}")
         else:
-            print(f"warning: {text}", file=sys.stderr)
+            warn(text)
 
 
 _warnings = _Warnings()
@@ -206,8 +206,13 @@ def fail(message: object) -> None:
     print(f"error: {message}", file=sys.stderr)
 
 
+def warn(message: object) -> None:
+    """Prints a warning the way all tools do."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def run(program: Callable[[], int]) -> int:
-    """Runs a tool and turns what ends it into an exit code: our errors, Ctrl-C, a reader that has gone."""
+    """Runs a tool and turns what ends it into an exit code: errors of ours and of the system, Ctrl-C."""
     logger = logging.getLogger("jitmoe")
     logger.addHandler(_warnings)
     logger.propagate = False
@@ -222,12 +227,23 @@ def run(program: Callable[[], int]) -> int:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout again at exit; it must not find the closed pipe a second time.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()
         return EXIT_CLOSED_PIPE
+    except OSError as error:
+        fail(f"{error.filename or 'output'}: {error.strerror or error}")  # print names no file
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard_output()
+        return EXIT_FAILED
     finally:
         logger.removeHandler(_warnings)
         logger.propagate = True
+
+
+def _discard_output() -> None:
+    """Python flushes stdout again at exit; it must not find the closed pipe or the full disk a second time."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def now() -> float:

@@ -98,7 +98,10 @@ def _parse_tokens(text: str) -> tuple[int, ...]:
 
 
 def _parse_names(text: str) -> list[str]:
-    return [part for part in text.replace(",", " ").split() if part]
+    names = text.replace(",", " ").split()
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return names
 
 
 def _dtypes(*allowed: DType) -> Callable[[str], tuple[DType, ...]]:
@@ -378,12 +381,17 @@ def _warm_up(pipe: Pipeline, work: list[Work], *, quiet: bool) -> int:
             _check_all(pipe, sets, target, display, outcome, broken)
     seconds = time.perf_counter() - started
     _print_failures(outcome)
+    lost = []
     if cache.num_in_memory:
-        print(f"\n{cache.num_in_memory} kernels could not be stored and are lost now", file=sys.stderr)
+        lost.append(terminal.count(cache.num_in_memory, "kernel"))
+    if cache.num_verdicts_in_memory:
+        lost.append(terminal.count(cache.num_verdicts_in_memory, "self-check record"))
+    if lost:
+        print(f"\n{' and '.join(lost)} could not be stored: lost now", file=sys.stderr)
     parts = [f"{outcome.compiled} compiled", f"{outcome.cached} cached", f"{len(outcome.failures)} failed"]
     print(f"{', '.join(parts)} in {seconds:.1f} s")
     print(f"cache folder {cache.writable.root}")
-    return EXIT_FAILED if outcome.failures or cache.num_in_memory else EXIT_OK
+    return EXIT_FAILED if outcome.failures or lost else EXIT_OK
 
 
 def _print_failures(outcome: Outcome) -> None:

@@ -305,9 +305,48 @@ def test_a_folder_that_others_can_write_is_not_usable(store, capsys, tmp_path, m
     first, second = layers.find_layers(knobs.current())
     assert first.role == "not usable" and "can be written by others" in first.state
     assert second.role == "writable" and second.state.startswith("used instead")
-    assert cache.main(["list"]) == 0
-    assert "no entries" in capsys.readouterr().out
+    for command in (["list"], ["clear", "--all"], ["prune", "--max-size", "1G"]):
+        assert cache.main(command) == 0
+        assert f"warning: cache folder {store.root} is not used: " in capsys.readouterr().err
+    assert cache.main(["export", str(tmp_path / "a.tar")]) == cache.main(["info", "toy"]) == 2
+    assert capsys.readouterr().err.count("warning: ") == 2
+    for more in ([], ["--repair"]):
+        assert cache.main(["verify", *more]) == 1
+        out = capsys.readouterr().out
+        assert "can be written by others" in out and "1 problem" in out and "correct them" in out
+        assert "--repair removes them" not in out
+    assert len(names(store)) == 4
+
+
+def test_damage_in_a_folder_that_is_only_read_is_not_promised_to_go(store, capsys, tmp_path, monkeypatch):
+    (store.entry_path(entry("jitmoe_toy").key) / "kernel.spv").write_bytes(b"")
     assert cache.main(["verify"]) == 1
+    assert "verify --repair removes them" in capsys.readouterr().out
+    monkeypatch.setenv("JITMOE_CACHE_READONLY_DIRS", str(store.root))
+    monkeypatch.setenv("JITMOE_CACHE_DIR", str(tmp_path / "mine"))
+    monkeypatch.setattr(knobs, "_current", None)
+    assert cache.main(["verify"]) == 1
+    assert "--repair removes them" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("mode", "allowed", "role", "words"),
+    [
+        (0o700, os.R_OK | os.X_OK, "read-only", "cannot write"),
+        (0o775, os.R_OK | os.X_OK, "not usable", "can be written by others"),
+        (0o700, os.X_OK, "not usable", "cannot read"),
+    ],
+)
+def test_folders_that_this_user_cannot_write(store, tmp_path, monkeypatch, mode, allowed, role, words):
+    store.root.chmod(mode)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    access = os.access
+    monkeypatch.setattr(
+        layers.os, "access", lambda path, wanted: not wanted & ~allowed if path == store.root else access(path, wanted)
+    )
+    first, second = layers.find_layers(knobs.current())
+    assert first.role == role and words in first.state
+    assert second.role == "writable"
 
 
 def test_folders_inside_the_cache_are_looked_at_too(store):

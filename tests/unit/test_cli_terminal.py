@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -104,3 +106,19 @@ def test_ctrl_c_ends_with_130(capsys):
 
     assert terminal.run(program) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [1, 10000], ids=["at the end", "on the way"])
+def test_output_that_cannot_be_written_is_an_error_without_a_traceback(lines):
+    program = f"import sys; from jitmoe.cli.terminal import run; sys.exit(run(lambda: print('line\\n' * {lines}) or 0))"
+    with open("/dev/full", "w") as full:
+        finished = subprocess.run(
+            (sys.executable, "-c", program), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert finished.returncode == terminal.EXIT_FAILED
+    assert finished.stderr == "error: output: No space left on device\n"
+
+
+def test_errors_of_the_system_name_their_file(capsys, tmp_path):
+    assert terminal.run(lambda: len((tmp_path / "nothing").read_bytes())) == terminal.EXIT_FAILED
+    assert capsys.readouterr().err == f"error: {tmp_path / 'nothing'}: No such file or directory\n"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 from helpers.fakes import FakeCompiler
@@ -218,7 +219,25 @@ def test_a_full_disk_is_a_failure_with_its_reason_even_when_quiet(compiler, caps
     monkeypatch.setattr("jitmoe.cache.files.FileStore.put", full)
     assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "8", "-q"]) == 1
     errors = capsys.readouterr().err
-    assert "No space left on device" in errors and "could not be stored" in errors
+    assert "No space left on device" in errors and "kernels could not be stored" in errors
+
+
+def test_a_self_check_record_that_cannot_be_stored_is_a_failure(compiler, capsys, monkeypatch):
+    def full(self, name, verdict):
+        raise OSError(28, "No space left on device")
+
+    def check(self, problem, stream, names):
+        self.cache.put_verdict("toy", {"status": "passed"})
+
+    monkeypatch.setattr("jitmoe.cache.files.FileStore.put_verdict", full)
+    monkeypatch.setattr(pipeline.Pipeline, "prepare", check)
+    monkeypatch.setattr(warmup, "stream_of", lambda address: None)
+    here = Target(device=offline_device("bmg-g21"), queue=SimpleNamespace(addressof_ref=lambda: 0))
+    monkeypatch.setattr(warmup, "resolve", lambda names: (here,))
+    assert warmup.main(["mixtral-8x7b", "--tokens", "8", "-q"]) == 1
+    captured = capsys.readouterr()
+    assert "0 failed" in captured.out
+    assert "1 self-check record could not be stored" in captured.err and "kernel" not in captured.err.split("1 self")[1]
 
 
 def test_without_a_place_to_store_it_refuses(compiler, capsys, monkeypatch, tmp_path):
@@ -245,7 +264,19 @@ def test_what_is_not_understood_ends_with_2(arguments, words, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["x", "--tokens", "0"], ["x", "--ids", "int8"], ["x", "--ops", "activate"], ["x", "--jobs", "0"]]
+    "arguments",
+    [
+        [],
+        ["x", "--tokens", "0"],
+        ["x", "--ids", "int8"],
+        ["x", "--ops", "nothing"],
+        ["x", "--jobs", "0"],
+        *(
+            ["x", f"--{option}", text]
+            for option in ("ops", "ids", "weights", "logits", "device")
+            for text in ("", " , ")
+        ),
+    ],
 )
 def test_wrong_command_lines_end_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -533,13 +534,20 @@ def test_quantization_configs_become_formats(kind):
             "compressed-tensors pack-quantized",
         ),
         (compressed({**_CHANNEL, "type": "int"}, {"num_bits": 8, "dynamic": False}), "compressed-tensors"),
+        ("x", "quantization_config = 'x'"),
+        (["fp8"], "quantization_config = ['fp8']"),
     ],
 )
 def test_formats_that_no_loader_reads_are_an_obstacle_in_words(config, words):
     model = model_of_config({**MIXTRAL, "quantization_config": config}, name="x")
     assert model.obstacles == (f"weights quantized as {words}: no loader reads this format",)
-    with pytest.raises(UnsupportedProblemError, match=words):
+    with pytest.raises(UnsupportedProblemError, match=re.escape(words)):
         model.check()
+
+
+@pytest.mark.parametrize("nothing", [None, {}, ""], ids=repr)
+def test_an_empty_quantization_config_means_plain_weights(nothing):
+    assert model_of_config({**MIXTRAL, "quantization_config": nothing}, name="x").formats == PLAIN
 
 
 def test_experts_that_were_left_out_of_quantization_are_plain():
