@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitmoe import knobs, pipeline, tensors
+from jitmoe.arguments.common import Facts
 from jitmoe.errors import ArgumentError, JitMoEError
 from jitmoe.operation import Operation, Problem
 from jitmoe.runtime.launcher import BoundPlan
@@ -27,7 +28,6 @@ logger = logging.getLogger("jitmoe")
 MAX_PREPARED_CALLS = 4096  # call signatures kept ready; the oldest goes first
 
 Given = tuple[Any, ...]  # a call's tensors, None for those it goes without
-Facts = Mapping[str, TensorInfo | None]
 PreparedCall = Callable[[Given], None]
 
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from jitmoe.arguments.common import check_dtype, shape_text
-from jitmoe.arguments.routing import Facts, check_places
+from jitmoe.arguments.common import Facts, check_dtype, check_places, shape_text
 from jitmoe.errors import ArgumentError
 from jitmoe.problems.activate import ActivateProblem
 from jitmoe.problems.fused_moe import COMPUTE_DTYPES, Activation, DType, GateUp

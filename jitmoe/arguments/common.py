@@ -4,17 +4,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from jitmoe.errors import ArgumentError
-from jitmoe.problems.fused_moe import (
-    Activation,
-    DType,
-    Layout,
-)
+from jitmoe.problems.fused_moe import Activation, DType, Layout
 from jitmoe.tensors import TensorInfo
+
+Facts = Mapping[str, TensorInfo | None]  # a call's tensors by argument name, None for those it goes without
 
 MAX_PAIRS = 2**31 - 1  # pair indices are int32 on the device
 MAX_TOP_K = 2**15 - 1
+
+
+def check_places(facts: Facts, first: str) -> TensorInfo:
+    """Returns the facts of tensor ``first``, after checking that all others are in the same place."""
+    one = facts[first]
+    assert one is not None
+    for name, other in facts.items():
+        if other is not None and other.place != one.place:
+            raise ArgumentError(argument=name, got=other.place, expected=f"{one.place}, like {first}")
+    return one
 
 
 def dtype_names(values: tuple[DType, ...]) -> str:

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from jitmoe.arguments.common import (
     MAX_PAIRS,
     MAX_TOP_K,
+    Facts,
     base_alignment,
     check_bias,
     check_dtype,
+    check_places,
     check_rank,
     matrix_layout,
     row_stride,
@@ -64,7 +65,7 @@ def check_no_order(form: WeightFormat) -> None:
         )
 
 
-def _weight_quant(name: str, tensors: Mapping[str, TensorInfo | None], form: WeightFormat | None) -> WeightQuant | None:
+def _weight_quant(name: str, tensors: Facts, form: WeightFormat | None) -> WeightQuant | None:
     """Returns format and scale strides of quantized weights, whose shapes ``QuantizedTensor`` has checked."""
     if form is None:
         return None
@@ -150,9 +151,7 @@ def _gate_up(
     return GateUp.INTERLEAVED if options.interleaved else GateUp.CONCATENATED
 
 
-def fused_moe_problem(
-    tensors: Mapping[str, TensorInfo | None], options: FusedMoEOptions, *, look_at_addresses: bool
-) -> MoEProblem:
+def fused_moe_problem(tensors: Facts, options: FusedMoEOptions, *, look_at_addresses: bool) -> MoEProblem:
     """Checks the tensors of a ``fused_moe`` call against each other and returns what is asked.
 
     Args:
@@ -184,9 +183,7 @@ def fused_moe_problem(
     ids_dtype = check_dtype("topk_ids", ids, INDEX_DTYPES)
     weights_dtype = check_dtype("topk_weights", weights, WEIGHT_DTYPES)
 
-    for name, other in tensors.items():
-        if other is not None and other.place != x.place:
-            raise ArgumentError(argument=name, got=other.place, expected=f"{x.place}, like hidden_states")
+    check_places(tensors, "hidden_states")
 
     num_tokens = 1
     for size in x.shape[:-1]:

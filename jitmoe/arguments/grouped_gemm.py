@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 from jitmoe.arguments.common import (
     MAX_PAIRS,
     MAX_TOP_K,
+    Facts,
     base_alignment,
     check_bias,
     check_dtype,
+    check_places,
     check_rank,
     matrix_layout,
     row_stride,
@@ -25,12 +26,9 @@ from jitmoe.problems.fused_moe import (
     WEIGHT_DTYPES,
 )
 from jitmoe.problems.grouped_gemm import GroupedGemmProblem
-from jitmoe.tensors import TensorInfo
 
 
-def grouped_gemm_problem(
-    tensors: Mapping[str, TensorInfo | None], top_k: int, trans_b: bool, *, look_at_addresses: bool
-) -> GroupedGemmProblem:
+def grouped_gemm_problem(tensors: Facts, top_k: int, trans_b: bool, *, look_at_addresses: bool) -> GroupedGemmProblem:
     """Checks the tensors of a ``grouped_gemm_moe`` call against each other and returns what is asked.
 
     Raises:
@@ -51,9 +49,7 @@ def grouped_gemm_problem(
         check_dtype("topk_indices", ids, INDEX_DTYPES),
         check_dtype("topk_weights", weights, WEIGHT_DTYPES),
     )
-    for name, other in tensors.items():
-        if other is not None and other.place != a.place:
-            raise ArgumentError(argument=name, got=other.place, expected=f"{a.place}, like A")
+    check_places(tensors, "A")
     if not trans_b:  # from here on B is [E, N, K]
         (experts, rows, columns), (to_expert, to_row, to_column) = b.shape, b.strides
         swapped = dataclasses.replace(b, shape=(experts, columns, rows), strides=(to_expert, to_column, to_row))

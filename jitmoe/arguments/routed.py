@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jitmoe.arguments.common import check_dtype, check_flag, check_rank, row_stride
+from jitmoe.arguments.common import Facts, check_dtype, check_flag, check_places, check_rank, row_stride
 from jitmoe.arguments.fused_moe import FusedMoEOptions, fused_moe_problem
 from jitmoe.arguments.routing import check_routing, routing_problem
 from jitmoe.errors import ArgumentError
@@ -56,12 +55,10 @@ def routed_options(
     return RoutedOptions(experts, check_routing(routing), False, 0)
 
 
-def routed_moe_problem(
-    facts: Mapping[str, TensorInfo | None], options: RoutedOptions, look_at_addresses: bool
-) -> RoutedMoEProblem:
+def routed_moe_problem(facts: Facts, options: RoutedOptions, look_at_addresses: bool) -> RoutedMoEProblem:
     """Checks the tensors of the whole call and returns what is asked of routing and experts."""
-    x, w1, expert_map = facts["hidden_states"], facts["w1"], facts["expert_map"]
-    assert x is not None and w1 is not None
+    x, w1, expert_map = check_places(facts, "hidden_states"), facts["w1"], facts["expert_map"]
+    assert w1 is not None
     num_tokens = math.prod(x.shape[:-1])
     num_experts = expert_map.shape[0] if expert_map is not None and expert_map.shape else w1.shape[0]
     routing: RoutingProblem | AdjustRoutingProblem
@@ -87,7 +84,7 @@ def _workspace(like: TensorInfo, num_tokens: int, slots: int) -> dict[str, Tenso
     }
 
 
-def _routing_problem(facts: Mapping[str, TensorInfo | None], routing: Routing, num_experts: int) -> RoutingProblem:
+def _routing_problem(facts: Facts, routing: Routing, num_experts: int) -> RoutingProblem:
     logits = facts["router_logits"]
     assert logits is not None
     given = {name: facts[name] for name in ("router_logits", "correction_bias")}
@@ -103,9 +100,7 @@ def _routing_problem(facts: Mapping[str, TensorInfo | None], routing: Routing, n
     return problem
 
 
-def _adjust_problem(
-    facts: Mapping[str, TensorInfo | None], options: RoutedOptions, num_experts: int
-) -> AdjustRoutingProblem:
+def _adjust_problem(facts: Facts, options: RoutedOptions, num_experts: int) -> AdjustRoutingProblem:
     weights, ids, shared = (facts[name] for name in ("topk_weights", "topk_ids", "shared_weights"))
     for name, info in (("topk_weights", weights), ("topk_ids", ids)):
         if info is None:

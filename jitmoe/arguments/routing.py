@@ -3,26 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from jitmoe.arguments.common import MAX_PAIRS, check_dtype, check_rank, row_stride, shape_text
+from jitmoe.arguments.common import (
+    MAX_PAIRS,
+    Facts,
+    check_dtype,
+    check_places,
+    check_rank,
+    row_stride,
+    shape_text,
+)
 from jitmoe.errors import ArgumentError
 from jitmoe.problems.fused_moe import COMPUTE_DTYPES, INDEX_DTYPES, WEIGHT_DTYPES, DType
 from jitmoe.problems.routing import Routing, RoutingProblem
 from jitmoe.problems.sorting import LoadProblem, SortProblem, max_padded_pairs
 from jitmoe.tensors import TensorInfo
-
-Facts = Mapping[str, TensorInfo | None]
-
-
-def check_places(facts: Facts, first: str) -> TensorInfo:
-    """Returns the facts of tensor ``first``, after checking that all others are in the same place."""
-    one = facts[first]
-    assert one is not None
-    for name, other in facts.items():
-        if other is not None and other.place != one.place:
-            raise ArgumentError(argument=name, got=other.place, expected=f"{one.place}, like {first}")
-    return one
 
 
 def _vector(name: str, info: TensorInfo, dtypes: tuple[DType, ...], expected: str) -> DType:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jitmoe import calls, tensors
 from jitmoe.arguments.activate import activate_problem, activated
-from jitmoe.arguments.common import check_activation, check_number
+from jitmoe.arguments.common import Facts, check_activation, check_number
 from jitmoe.errors import ArgumentError
 from jitmoe.operation import Problem
 from jitmoe.problems.activate import ACTIVATE
@@ -21,7 +21,7 @@ class _Options(NamedTuple):
     limit: float | None
 
 
-def _problem(facts: calls.Facts, options: _Options, look_at_addresses: bool) -> Problem:
+def _problem(facts: Facts, options: _Options, look_at_addresses: bool) -> Problem:
     return activate_problem(facts, *options)
 
 

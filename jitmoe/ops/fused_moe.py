@@ -8,7 +8,7 @@ import inspect
 from typing import Any
 
 from jitmoe import calls, tensors
-from jitmoe.arguments.common import check_activation, check_flag, check_number
+from jitmoe.arguments.common import Facts, check_activation, check_flag, check_number
 from jitmoe.arguments.fused_moe import (
     FusedMoEOptions,
     check_input_quant,
@@ -26,7 +26,7 @@ from jitmoe.problems.routing import Routing
 from jitmoe.weights.quantized import QuantizedTensor
 
 
-def _problem(facts: calls.Facts, options: FusedMoEOptions, look_at_addresses: bool) -> Problem:
+def _problem(facts: Facts, options: FusedMoEOptions, look_at_addresses: bool) -> Problem:
     return fused_moe_problem(facts, options, look_at_addresses=look_at_addresses)
 
 

@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 from jitmoe import calls, tensors
-from jitmoe.arguments.common import check_dtype, check_flag, check_rank, shape_text
+from jitmoe.arguments.common import Facts, check_dtype, check_flag, check_rank, shape_text
 from jitmoe.arguments.grouped_gemm import grouped_gemm_problem
 from jitmoe.errors import ArgumentError
 from jitmoe.operation import Problem
@@ -24,7 +24,7 @@ class GroupedGemmOptions(NamedTuple):
     trans_b: bool
 
 
-def _problem(facts: calls.Facts, options: GroupedGemmOptions, look_at_addresses: bool) -> Problem:
+def _problem(facts: Facts, options: GroupedGemmOptions, look_at_addresses: bool) -> Problem:
     return grouped_gemm_problem(facts, *options, look_at_addresses=look_at_addresses)
 
 

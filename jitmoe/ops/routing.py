@@ -7,6 +7,7 @@ import functools
 from typing import Any, NamedTuple
 
 from jitmoe import calls, tensors
+from jitmoe.arguments.common import Facts
 from jitmoe.arguments.routing import (
     check_ids,
     check_logits,
@@ -25,7 +26,7 @@ from jitmoe.problems.sorting import LOAD, SORT
 DEEPSEEK_EPSILON = 1e-20  # what DeepSeek-V3's own code adds to the sum of sigmoid weights
 
 
-def _route_problem(facts: calls.Facts, routing: Routing, look_at_addresses: bool) -> Problem:
+def _route_problem(facts: Facts, routing: Routing, look_at_addresses: bool) -> Problem:
     return routing_problem(facts, routing)
 
 
@@ -220,7 +221,7 @@ class _SortOptions(NamedTuple):
     block_size: int
 
 
-def _sort_problem(facts: calls.Facts, options: _SortOptions, look_at_addresses: bool) -> Problem:
+def _sort_problem(facts: Facts, options: _SortOptions, look_at_addresses: bool) -> Problem:
     return sort_problem(facts, *options)
 
 
@@ -342,7 +343,7 @@ class ExpertLoad(NamedTuple):
     imbalance: Any  # float32 [1], largest / mean of the counts; 0 without pairs, 1 if all are equal
 
 
-def _load_problem(facts: calls.Facts, num_experts: int, look_at_addresses: bool) -> Problem:
+def _load_problem(facts: Facts, num_experts: int, look_at_addresses: bool) -> Problem:
     return load_problem(facts, num_experts)
 
 

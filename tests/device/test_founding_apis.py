@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from helpers import moe
+from helpers.usm import from_usm, to_usm
 
 import jitmoe
 from jitmoe import reference, tensors
-from jitmoe.runtime import cpu
 
 
 @pytest.fixture(autouse=True)
@@ -72,27 +72,13 @@ def test_forward_in_place_and_batches():
     assert moe.error(x.reshape(40, 72), expected) <= 1e-2
 
 
-def usm(tensor: torch.Tensor) -> jitmoe.UsmArray:
-    """Returns a copy in USM of the CPU device."""
-    import dpctl.memory
-
-    memory = dpctl.memory.MemoryUSMShared(tensor.numel() * tensor.element_size(), queue=cpu.default_queue())
-    memory.copy_from_host(tensor.contiguous().view(torch.uint8).reshape(-1).numpy())
-    names = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "int64"}
-    return jitmoe.UsmArray(memory, tensor.shape, names[tensor.dtype])
-
-
-def on_host(array: jitmoe.UsmArray) -> torch.Tensor:
-    return tensors.to_host(array, tensors.stream_of(cpu.default_queue().addressof_ref()))
-
-
 def test_usm_arrays_give_the_same():
     given = forward_arguments()
-    arrays = {name: usm(value) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
-    assert torch.equal(on_host(jitmoe.fused_moe_forward(**arrays)), jitmoe.fused_moe_forward(**given))
+    arrays = {name: to_usm(value) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    assert torch.equal(from_usm(jitmoe.fused_moe_forward(**arrays)), jitmoe.fused_moe_forward(**given))
     one_gemm = one_gemm_arguments()
-    result = jitmoe.fused_moe(*map(usm, one_gemm), top_k=3)
-    assert torch.equal(on_host(result), jitmoe.fused_moe(*one_gemm, top_k=3))
+    result = jitmoe.fused_moe(*map(to_usm, one_gemm), top_k=3)
+    assert torch.equal(from_usm(result), jitmoe.fused_moe(*one_gemm, top_k=3))
     swapped = arrays["gate_weights"].mT
     assert (swapped.shape, swapped.strides) == ((5, 40, 72), (72 * 40, 1, 40))
 

@@ -8,25 +8,16 @@ from collections.abc import Iterator
 
 import dpctl
 import dpctl.memory
-import numpy
 import pytest
 import torch
-from helpers import moe
+from helpers import moe, usm
 from helpers.moe import Call
+from helpers.usm import from_usm, to_usm
 
 import jitmoe
 from jitmoe import UsmArray
 from jitmoe.runtime import cpu
 from jitmoe.runtime.launcher import BoundPlan
-
-USM_DTYPES = {
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.int32: "int32",
-    torch.int64: "int64",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -42,25 +33,6 @@ def new_queue(in_order: bool = True) -> dpctl.SyclQueue:
 @pytest.fixture(params=[True, False], ids=["in-order", "out-of-order"])
 def queue(request) -> Iterator[dpctl.SyclQueue]:
     yield new_queue(request.param)
-
-
-def to_usm(tensor: torch.Tensor, queue: dpctl.SyclQueue, kind=dpctl.memory.MemoryUSMDevice) -> UsmArray:
-    """Copies a tensor's storage, gaps included, to USM memory."""
-    flat = torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
-    content = flat.view(torch.uint8).numpy()
-    memory = kind(max(content.nbytes, 1), queue=queue)
-    if content.nbytes:
-        memory.copy_from_host(content)
-    assert tensor.storage_offset() == 0
-    return UsmArray(memory, tensor.shape, USM_DTYPES[tensor.dtype], tensor.stride())
-
-
-def from_usm(array: UsmArray, queue: dpctl.SyclQueue) -> torch.Tensor:
-    queue.wait()
-    content = numpy.empty(array.memory.nbytes, numpy.uint8)
-    array.memory.copy_to_host(content)
-    dtype = next(dtype for dtype, name in USM_DTYPES.items() if name == array.dtype.value)
-    return torch.from_numpy(content).view(dtype)[: 1 << 62].as_strided(array.shape, array.strides)
 
 
 def on_usm(call: Call, queue: dpctl.SyclQueue, kind=dpctl.memory.MemoryUSMDevice) -> Call:
@@ -169,7 +141,7 @@ def test_usm_strided_views(queue):
     there = Call(
         *(
             UsmArray(
-                to_usm(t._base if t._base is not None else t, queue).memory, t.shape, USM_DTYPES[t.dtype], t.stride()
+                to_usm(t._base if t._base is not None else t, queue).memory, t.shape, usm.DTYPES[t.dtype], t.stride()
             )
             for t in other.tensors
         )

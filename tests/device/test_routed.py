@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import moe
+from helpers.usm import to_usm
 
 import jitmoe
 from jitmoe import reference
@@ -126,3 +127,46 @@ def test_what_does_not_go_together_is_named(argument, changes):
     with pytest.raises(ArgumentError) as refused:
         moe.make(5).changed(**changes).run()
     assert refused.value.argument == argument
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+ELSEWHERE = [
+    ("router_logits", {"topk_weights": None, "topk_ids": None, "router_logits": meta(5, 4),
+                       "routing": jitmoe.Routing(top_k=2)}),
+    ("correction_bias", {"topk_weights": None, "topk_ids": None, "router_logits": LOGITS, "correction_bias": meta(4),
+                         "routing": jitmoe.Routing(top_k=2)}),
+    ("topk_weights", {"topk_weights": meta(5, 2), "renormalize": True}),
+    ("topk_ids", {"topk_ids": meta(5, 2, dtype=torch.int64), "num_shared_experts": 1}),
+    ("shared_weights", {"shared_weights": meta(5, 1), "num_shared_experts": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argument", "changes"), ELSEWHERE)
+def test_routing_tensors_elsewhere_are_refused(argument, changes):
+    with pytest.raises(ArgumentError, match="expected torch cpu, like hidden_states, got torch meta") as refused:
+        moe.make(5).changed(**changes).run()
+    assert refused.value.argument == argument
+
+
+def test_routing_tensors_of_torch_beside_usm_are_refused():
+    call = moe.make(5, dtype=torch.float32)
+    x, w1, w2 = (to_usm(tensor) for tensor in (call.hidden_states, call.w1, call.w2))
+    for argument, changes in (
+        ("topk_weights", {"renormalize": True}),
+        ("router_logits", {"topk_weights": None, "topk_ids": None, "router_logits": LOGITS,
+                           "routing": jitmoe.Routing(top_k=2)}),
+    ):  # fmt: skip
+        with pytest.raises(ArgumentError, match="got torch cpu") as refused:
+            call.changed(hidden_states=x, w1=w1, w2=w2, **changes).run()
+        assert refused.value.argument == argument
+
+
+def test_logits_of_usm_beside_torch_are_refused():
+    call = moe.make(5).changed(
+        topk_weights=None, topk_ids=None, router_logits=to_usm(LOGITS), routing=jitmoe.Routing(top_k=2)
+    )
+    with pytest.raises(ArgumentError, match=r"router_logits: expected torch cpu, .* got usm"):
+        call.run()
