@@ -26,6 +26,9 @@ from jitmoe.tensors import TensorInfo
 logger = logging.getLogger("jitmoe")
 
 MAX_PREPARED_CALLS = 4096  # call signatures kept ready; the oldest goes first
+# Bytes. A tensor without memory has its offset as address, which is less; so may few with memory have, in programs that
+# are loaded at low addresses.
+LOWEST_ADDRESS = 2**40
 
 Given = tuple[Any, ...]  # a call's tensors, None for those it goes without
 PreparedCall = Callable[[Given], None]
@@ -88,7 +91,10 @@ def run(op: Op, given: Given, options: Hashable, queue: Any) -> None:
                 device,
                 None if device.type == "cpu" else _xpu_signature(given),
                 torch.is_grad_enabled(),
-                *[t if t is None else (t.dtype, t.device, t.shape, t.stride(), t.requires_grad) for t in given],
+                *[
+                    t if t is None else (t.dtype, t.device, t.shape, t.stride(), t.requires_grad, t.is_neg())
+                    for t in given
+                ],
             )
             call = _prepared.get(signature)
         except (AttributeError, TypeError, RuntimeError):  # not all dense torch tensors: the general way explains
@@ -149,19 +155,17 @@ def _xpu_signature(given: Given) -> Any:
 
 def _general_signature(op: Op, given: Given, facts: Facts, options: Hashable, queue: Any) -> Any:
     """Returns what ``_prepare`` depends on, for tensors of any kind."""
-    torch = sys.modules.get("torch")
     if queue is None and tensors.is_usm(given[0]):
         queue = given[0].__sycl_usm_array_interface__["syclobj"]
     return (
         op,
         options,
         None if queue is None else stream_of(tensors.queue_ref_of(queue)),  # addresses of queues are used again
-        torch is not None and torch.is_grad_enabled(),
+        _wants_gradient(given),
         tuple(
             fact and (fact.shape, fact.strides, fact.dtype_name, fact.place, fact.address % 64)
             for fact in facts.values()
         ),
-        tuple(tensors.is_torch(value) and value.requires_grad for value in given),
     )
 
 
@@ -182,7 +186,7 @@ def _prepare(op: Op, given: Given, facts: Facts, options: Any, queue: Any) -> Pr
     except JitMoEError as error:
         return _reference_call(op, problem, options, queue, str(error), error)
     if tensors.is_torch(given[0]):
-        return _torch_call(bound, stream, waits)
+        return _torch_call(bound, stream, waits, present)
     return _usm_call(bound, stream, present)
 
 
@@ -211,12 +215,19 @@ def _nothing_to_do(given: Given) -> None:
     pass
 
 
-def _torch_call(bound: BoundPlan, stream: Stream, waits: bool) -> PreparedCall:
+def _torch_call(bound: BoundPlan, stream: Stream, waits: bool, present: Mapping[str, int]) -> PreparedCall:
     lock, wait = stream.lock, stream.wait
     submit = bound.submit
 
     def call(given: Given) -> None:
-        addresses = [t.data_ptr() for t in given if t is not None]
+        try:
+            addresses = [t.data_ptr() for t in given if t is not None]
+        except RuntimeError:  # torch has no address to give
+            addresses = [0]
+        if min(addresses) < LOWEST_ADDRESS:
+            for name, position in present.items():
+                if not tensors.has_memory(given[position]):
+                    tensors.describe(name, given[position])  # refuses it, if it has elements
         with lock:
             submit(stream, addresses)
         if waits:

@@ -164,11 +164,19 @@ def adopt(name: str, value: Any) -> Any:
 
 
 def describe(name: str, value: Any) -> TensorInfo:
-    """Returns the facts of an adopted tensor."""
+    """Returns the facts of an adopted tensor; refuses one whose elements are not in memory, as they are."""
     if is_torch(value):
         if value.layout != sys.modules["torch"].strided:
             raise ArgumentError(argument=name, got=f"layout {value.layout}", expected="a dense tensor")
         device = value.device
+        if value.numel() and not has_memory(value):
+            kind = f"{type(value).__name__} on {device}"
+            raise ArgumentError(
+                argument=name, got=f"a {kind} without memory", expected="a tensor with memory of its own"
+            )
+        if value.is_neg():
+            got = "a view with a negation still to come"
+            raise ArgumentError(argument=name, got=got, expected="what torch.resolve_neg makes of it")
         return TensorInfo(
             address=value.data_ptr(),
             shape=tuple(value.shape),
@@ -191,6 +199,14 @@ def describe(name: str, value: Any) -> TensorInfo:
         dtype_name=interface["typestr"],
         place=f"usm (context {stream_of(queue_ref_of(interface['syclobj'])).context_id:x})",
     )
+
+
+def has_memory(value: Any) -> bool:
+    """Whether a torch tensor is more than metadata: storages may be emptied (FSDP) or stand for others (DTensor)."""
+    try:
+        return bool(value.untyped_storage().data_ptr())  # the tensor's own address is its offset where there is none
+    except RuntimeError:  # torch refuses to say
+        return False
 
 
 def stream_for(first: Any, queue: Any) -> tuple[Stream, bool]:

@@ -146,7 +146,7 @@ ELSEWHERE = [
 
 @pytest.mark.parametrize(("argument", "changes"), ELSEWHERE)
 def test_routing_tensors_elsewhere_are_refused(argument, changes):
-    with pytest.raises(ArgumentError, match="expected torch cpu, like hidden_states, got torch meta") as refused:
+    with pytest.raises(ArgumentError, match="meta") as refused:
         moe.make(5).changed(**changes).run()
     assert refused.value.argument == argument
 

@@ -18,6 +18,9 @@ import pytest
 import torch
 from helpers import moe
 from helpers.processes import children_of, still_running
+from torch import distributed
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 import jitmoe
 from jitmoe import calls, errors, knobs, pipeline, selfcheck
@@ -245,6 +248,63 @@ def test_bad_arguments_are_named_before_anything_runs(argument, changes, monkeyp
         moe.make(5).changed(**changes).run()
     assert refused.value.argument == argument
     assert refused.value.expected
+
+
+# tensors that look like others and have no memory, or not what is in it
+
+
+def _emptied(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def _fake(tensor: torch.Tensor) -> torch.Tensor:
+    with FakeTensorMode() as mode:
+        return mode.from_tensor(tensor)
+
+
+def _distributed(tensor: torch.Tensor) -> torch.Tensor:
+    return distribute_tensor(tensor, init_device_mesh("cpu", (1,)), [Shard(0)])
+
+
+@pytest.fixture
+def process_group():
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    yield
+    distributed.destroy_process_group()
+
+
+NOT_THERE = {
+    "emptied": _emptied,
+    "emptied, not from its start": lambda tensor: _emptied(torch.cat((tensor, tensor))[len(tensor) :]),
+    "fake": _fake,
+    "meta": lambda tensor: tensor.to("meta"),
+    "distributed": _distributed,
+    "zeros of autograd": lambda tensor: torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype),
+    "negated later": torch._neg_view,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("is_prepared", [False, True], ids=["new", "prepared"])
+@pytest.mark.parametrize("argument", ["hidden_states", "w1", "topk_weights"])
+@pytest.mark.parametrize("kind", NOT_THERE)
+def test_tensors_whose_elements_are_not_in_memory_are_refused(kind, argument, is_prepared, process_group):
+    call = moe.make(5)
+    if is_prepared:
+        call.run()
+    else:
+        calls._prepared.clear()
+    given = NOT_THERE[kind](getattr(call, argument).clone())
+    with pytest.raises(errors.ArgumentError, match="negation" if kind == "negated later" else "memory") as refused:
+        call.changed(**{argument: given}).run()
+    assert refused.value.argument == argument
+
+
+def test_tensors_without_elements_need_no_memory():
+    call = moe.make(5).changed(expert_map=torch.empty(0, dtype=torch.int32))
+    for _ in range(2):
+        assert not call.run().any()
 
 
 # forks
