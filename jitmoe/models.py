@@ -21,7 +21,7 @@ from jitmoe.errors import ModelError, UnsupportedProblemError
 from jitmoe.model_formats import NAMED, ExpertFormats, formats_of
 from jitmoe.model_routing import Router, router_of
 from jitmoe.problems.formats import WeightFormat
-from jitmoe.problems.fused_moe import COMPUTE_DTYPES, Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.fused_moe import COMPUTE_DTYPES, SWIGLU_ALPHA, Activation, DType, GateUp, Layout, MoEProblem
 from jitmoe.problems.routed import AdjustRoutingProblem
 from jitmoe.problems.routing import RoutingProblem
 from jitmoe.problems.sorting import SortProblem, max_padded_pairs
@@ -42,7 +42,7 @@ class MoEModel:
     top_k: int  # k
     dtype: DType = DType.BF16  # of hidden states, plain weights and biases
     activation: str = "silu"  # an Activation's value, or the name of one that jitmoe does not have
-    swiglu_alpha: float = 1.702
+    swiglu_alpha: float = SWIGLU_ALPHA
     swiglu_limit: float | None = None
     w1_layout: Layout = Layout.NK  # how the model's code holds plain weights after loading
     w2_layout: Layout = Layout.NK
@@ -656,7 +656,7 @@ def model_of_config(config: Mapping[str, Any], *, name: str) -> MoEModel:
             top_k=top_k,
             dtype=dtype,
             activation=family.always_activation or _activation_of(name, part, family.activation),
-            swiglu_alpha=_number_of(name, text, "swiglu_alpha", 1.702),
+            swiglu_alpha=_number_of(name, text, "swiglu_alpha", SWIGLU_ALPHA),
             swiglu_limit=_number_of(name, text, "swiglu_limit", family.limit),
             w1_layout=family.w1_layout,
             w2_layout=family.w2_layout,

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from jitmoe.errors import ArgumentError
-from jitmoe.problems.fused_moe import Activation, DType, Layout
+from jitmoe.problems.fused_moe import DType, Layout
 from jitmoe.tensors import TensorInfo
 
 Facts = Mapping[str, TensorInfo | None]  # a call's tensors by argument name, None for those it goes without
 
 MAX_PAIRS = 2**31 - 1  # pair indices are int32 on the device
-MAX_TOP_K = 2**15 - 1
+MAX_SLOTS = 2**15 - 1  # of a row of topk_ids
 
 
 def check_places(facts: Facts, first: str) -> TensorInfo:
@@ -85,30 +84,6 @@ def base_alignment(addresses: list[int]) -> int:
     for address in addresses:
         alignment = min(alignment, address & -address if address else 64)
     return alignment
-
-
-def check_activation(activation: object) -> Activation:
-    """Returns the activation of that name."""
-    try:
-        return Activation(activation)
-    except ValueError:
-        names = ", ".join(value.value for value in Activation)
-        raise ArgumentError(argument="activation", got=repr(activation), expected=f"one of {names}") from None
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Returns ``value`` if it is a bool."""
-    if not isinstance(value, bool):
-        raise ArgumentError(argument=name, got=repr(value), expected="True or False")
-    return value
-
-
-def check_number(name: str, value: object, *, positive: bool = False) -> float:
-    """Returns a finite number as float."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or (positive and not value > 0):  # type: ignore[operator]
-        raise ArgumentError(argument=name, got=repr(value), expected="a positive number" if positive else "a number")
-    return float(value)  # type: ignore[arg-type]
 
 
 def check_bias(name: str, info: TensorInfo | None, shape: tuple[int, int], dtype: DType) -> DType | None:

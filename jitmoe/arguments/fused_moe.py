@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jitmoe.arguments.common import (
     MAX_PAIRS,
-    MAX_TOP_K,
+    MAX_SLOTS,
     Facts,
     base_alignment,
     check_bias,
@@ -24,6 +24,7 @@ from jitmoe.problems.formats import WHOLE, Encoding, InputQuant, WeightFormat, W
 from jitmoe.problems.fused_moe import (
     COMPUTE_DTYPES,
     INDEX_DTYPES,
+    SWIGLU_ALPHA,
     WEIGHT_DTYPES,
     Activation,
     DType,
@@ -37,7 +38,7 @@ class FusedMoEOptions(NamedTuple):
     """What is not a tensor. A tuple, because it is built and hashed in every call."""
 
     activation: Activation
-    swiglu_alpha: float = 1.702
+    swiglu_alpha: float = SWIGLU_ALPHA
     swiglu_limit: float | None = None
     interleaved: bool = False
     router_weight_on_input: bool = False
@@ -46,22 +47,11 @@ class FusedMoEOptions(NamedTuple):
     w2_format: WeightFormat | None = None
 
 
-def check_input_quant(kind: object) -> InputQuant | None:
-    """Returns the input quantization of that name; None for None."""
-    if kind is None:
-        return None
-    try:
-        return InputQuant(kind)
-    except ValueError:
-        names = ", ".join(value.value for value in InputQuant)
-        raise ArgumentError(argument="input_quant", got=repr(kind), expected=f"None or one of {names}") from None
-
-
 def check_no_order(form: WeightFormat) -> None:
     """Refuses a k_order of w2: its order belongs into the rows of w1, which costs nothing at run time."""
     if form.has_k_order:
         raise ArgumentError(
-            argument="w2", got="weights with k_order", expected="none: jitmoe.load_gptq reorders w1's rows instead"
+            argument="w2", got="weights with k_order", expected="none: jitmoe.fold_k_order moves it into w1's rows"
         )
 
 
@@ -208,11 +198,11 @@ def fused_moe_problem(tensors: Facts, options: FusedMoEOptions, *, look_at_addre
             got=f"shape {list(w2_shape)}",
             expected=f"[E, H, I] = [{num_experts}, {hidden_size}, {likely}] (or I = {w1_rows} without a gate)",
         )
-    if ids.shape[0] != num_tokens or not 1 <= ids.shape[1] <= MAX_TOP_K:
+    if ids.shape[0] != num_tokens or not 1 <= ids.shape[1] <= MAX_SLOTS:
         raise ArgumentError(
             argument="topk_ids",
             got=f"shape {shape_text(ids)}",
-            expected=f"[M, k] with M = {num_tokens} and 1 <= k <= {MAX_TOP_K}",
+            expected=f"[M, k] with M = {num_tokens} and 1 <= k <= {MAX_SLOTS}",
         )
     top_k = ids.shape[1]
     if weights.shape != ids.shape:

@@ -8,7 +8,7 @@ import math
 
 from jitmoe.arguments.common import (
     MAX_PAIRS,
-    MAX_TOP_K,
+    MAX_SLOTS,
     Facts,
     base_alignment,
     check_bias,
@@ -77,11 +77,11 @@ def grouped_gemm_problem(tensors: Facts, top_k: int, trans_b: bool, *, look_at_a
             got=f"shape {shape_text(weights)}",
             expected=f"{shape_text(ids)}, like topk_indices",
         )
-    if top_k > MAX_TOP_K or num_tokens * top_k > MAX_PAIRS:
+    if top_k > MAX_SLOTS or num_tokens * top_k > MAX_PAIRS:
         raise ArgumentError(
             argument="topk_indices",
             got=f"{num_tokens} x {top_k} (row, expert) pairs",
-            expected=f"top_k <= {MAX_TOP_K} and at most {MAX_PAIRS} pairs",
+            expected=f"top_k <= {MAX_SLOTS} and at most {MAX_PAIRS} pairs",
         )
     d_row_stride = row_stride("D", d)
     if num_tokens > 1 and d_row_stride < n:

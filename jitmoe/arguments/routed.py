@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from jitmoe.arguments.common import Facts, check_dtype, check_flag, check_places, check_rank, row_stride
+from jitmoe.arguments.common import MAX_SLOTS, Facts, check_dtype, check_places, check_rank, row_stride
 from jitmoe.arguments.fused_moe import FusedMoEOptions, fused_moe_problem
 from jitmoe.arguments.routing import check_routing, routing_problem
 from jitmoe.errors import ArgumentError
+from jitmoe.options import check_flag, check_whole
 from jitmoe.problems.fused_moe import FUSED_MOE, INDEX_DTYPES, WEIGHT_DTYPES
 from jitmoe.problems.routed import ROUTED_IDS_DTYPE, ROUTED_WEIGHTS_DTYPE, AdjustRoutingProblem, RoutedMoEProblem
 from jitmoe.problems.routing import Routing, RoutingProblem
@@ -36,20 +37,19 @@ def routed_options(
     shared_weights: Any,
 ) -> RoutedOptions:
     """Returns the options, after checking which arguments go together. ``topk`` are topk_weights and topk_ids."""
-    if not isinstance(num_shared_experts, int) or isinstance(num_shared_experts, bool) or num_shared_experts < 0:
-        raise ArgumentError(argument="num_shared_experts", got=repr(num_shared_experts), expected="a whole number >= 0")
+    num_shared = check_whole("num_shared_experts", num_shared_experts, 0, MAX_SLOTS)
     divides = check_flag("renormalize", renormalize)
     if router_logits is None:
         for name, value in (("routing", routing), ("correction_bias", correction_bias)):
             if value is not None:
                 raise ArgumentError(argument=name, got="a value", expected="None, because there are no router_logits")
-        if shared_weights is not None and num_shared_experts == 0:
+        if shared_weights is not None and num_shared == 0:
             raise ArgumentError(argument="shared_weights", got="a tensor", expected="None without num_shared_experts")
-        return RoutedOptions(experts, None, divides, num_shared_experts)
+        return RoutedOptions(experts, None, divides, num_shared)
     for name, value in (("topk_weights", topk[0]), ("topk_ids", topk[1]), ("shared_weights", shared_weights)):
         if value is not None:
             raise ArgumentError(argument=name, got="a value", expected="None, because router_logits are given")
-    for name, is_set in (("renormalize", divides), ("num_shared_experts", num_shared_experts > 0)):
+    for name, is_set in (("renormalize", divides), ("num_shared_experts", num_shared > 0)):
         if is_set:
             raise ArgumentError(argument=name, got="a value", expected=f"none: routing has a {name} of its own")
     return RoutedOptions(experts, check_routing(routing), False, 0)

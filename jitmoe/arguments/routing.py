@@ -96,13 +96,6 @@ def routing_problem(facts: Facts, routing: Routing) -> RoutingProblem:
     )
 
 
-def check_size(name: str, value: object) -> int:
-    """Returns ``value`` if it is a whole number from 1 to 2^31 - 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PAIRS:
-        raise ArgumentError(argument=name, got=repr(value), expected=f"a whole number from 1 to {MAX_PAIRS}")
-    return value
-
-
 def check_ids(info: TensorInfo) -> tuple[int, int]:
     """Returns (M, k) of topk_ids."""
     check_rank("topk_ids", info, "[M, k]", 2)

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from jitmoe import calls, tensors
 from jitmoe.arguments.activate import activate_problem, activated
-from jitmoe.arguments.common import Facts, check_activation, check_number
+from jitmoe.arguments.common import Facts
 from jitmoe.errors import ArgumentError
 from jitmoe.operation import Problem
+from jitmoe.options import check_member, check_number
 from jitmoe.problems.activate import ACTIVATE
-from jitmoe.problems.fused_moe import Activation, GateUp
+from jitmoe.problems.fused_moe import SWIGLU_ALPHA, Activation, GateUp
 
 
 class _Options(NamedTuple):
@@ -43,7 +44,7 @@ def activate(
     activation: str = "silu",
     *,
     layout: str | None = None,
-    alpha: float = 1.702,
+    alpha: float = SWIGLU_ALPHA,
     limit: float | None = None,
     out: Any = None,
     queue: Any = None,
@@ -70,19 +71,15 @@ def activate(
     if layout is None:
         gate_up = GateUp.UNGATED if up is None else GateUp.SEPARATE
     else:
-        try:
-            gate_up = GateUp(layout)
-        except ValueError:
-            known = ", ".join(member.value for member in GateUp)
-            raise ArgumentError(argument="layout", got=repr(layout), expected=f"one of {known}") from None
+        gate_up = check_member("layout", layout, GateUp)
     if (up is not None) != (gate_up is GateUp.SEPARATE):
         got = f"{'no tensor' if up is None else 'a tensor'} with layout {gate_up.value}"
         raise ArgumentError(argument="up", got=got, expected="a tensor with layout separate, none otherwise")
     options = _Options(
-        check_activation(activation),
+        check_member("activation", activation, Activation),
         gate_up,
         check_number("alpha", alpha),
-        None if limit is None else check_number("limit", limit, positive=True),
+        None if limit is None else check_number("limit", limit, above=0),
     )
     gate = tensors.adopt("gate", gate)
     if out is None:

@@ -7,9 +7,10 @@ import math
 from typing import Any
 
 from jitmoe import tensors
-from jitmoe.arguments.common import check_flag, check_rank, shape_text
+from jitmoe.arguments.common import MAX_SLOTS, check_rank, shape_text
 from jitmoe.errors import ArgumentError
 from jitmoe.ops.fused_moe import fused_moe
+from jitmoe.options import check_flag, check_whole
 from jitmoe.tensors import TensorInfo
 
 # What fused_moe calls these arguments.
@@ -92,9 +93,7 @@ def _check_shapes(facts: dict[str, TensorInfo], top_k: object) -> None:
         if facts[name].shape != shape:
             got = f"shape {shape_text(facts[name])}"
             raise ArgumentError(argument=name, got=got, expected=f"{letters} = {list(shape)}")
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-        raise ArgumentError(argument="top_k", got=repr(top_k), expected="a whole number >= 1")
-    wanted = (math.prod(x.shape[:-1]), top_k)
+    wanted = (math.prod(x.shape[:-1]), check_whole("top_k", top_k, 1, MAX_SLOTS))
     if ids.shape != wanted:
         got = f"shape {shape_text(ids)}"
         raise ArgumentError(argument="topk_indices", got=got, expected=f"[M, top_k] = {list(wanted)}")

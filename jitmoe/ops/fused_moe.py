@@ -8,10 +8,9 @@ import inspect
 from typing import Any
 
 from jitmoe import calls, tensors
-from jitmoe.arguments.common import Facts, check_activation, check_flag, check_number
+from jitmoe.arguments.common import Facts
 from jitmoe.arguments.fused_moe import (
     FusedMoEOptions,
-    check_input_quant,
     check_no_order,
     fused_moe_problem,
     input_block_k,
@@ -20,7 +19,9 @@ from jitmoe.arguments.routed import RoutedOptions, routed_moe_problem, routed_op
 from jitmoe.errors import ArgumentError
 from jitmoe.operation import Problem
 from jitmoe.ops.grouped_gemm import routed_grouped_gemm
-from jitmoe.problems.fused_moe import FUSED_MOE
+from jitmoe.options import check_flag, check_member, check_number
+from jitmoe.problems.formats import InputQuant
+from jitmoe.problems.fused_moe import FUSED_MOE, SWIGLU_ALPHA, Activation
 from jitmoe.problems.routed import ROUTED_MOE
 from jitmoe.problems.routing import Routing
 from jitmoe.weights.quantized import QuantizedTensor
@@ -135,12 +136,12 @@ def _collect(
         hidden_states = tensors.adopt("hidden_states", hidden_states)
         out = tensors.empty_like(hidden_states)
     options = FusedMoEOptions(
-        check_activation(activation),
+        check_member("activation", activation, Activation),
         check_number("swiglu_alpha", swiglu_alpha),
-        None if swiglu_limit is None else check_number("swiglu_limit", swiglu_limit, positive=True),
+        None if swiglu_limit is None else check_number("swiglu_limit", swiglu_limit, above=0),
         check_flag("interleaved", interleaved),
         check_flag("apply_router_weight_on_input", apply_router_weight_on_input),
-        check_input_quant(input_quant),
+        None if input_quant is None else check_member("input_quant", input_quant, InputQuant, also="None or "),
         w1_format,
         w2_format,
     )
@@ -181,7 +182,7 @@ def fused_moe(
     num_shared_experts: int = 0,
     shared_weights: Any = None,
     activation: str = "silu",
-    swiglu_alpha: float = 1.702,
+    swiglu_alpha: float = SWIGLU_ALPHA,
     swiglu_limit: float | None = None,
     interleaved: bool = False,
     w1_up: Any = None,
@@ -258,9 +259,7 @@ def fused_moe(
     Gradients: kernels have no backward pass. With gradients enabled and an input that requires one, the
     differentiable reference computes the result (an error with ``JITMOE_STRICT=1``).
     """
-    if not isinstance(inplace, bool):
-        raise ArgumentError(argument="inplace", got=repr(inplace), expected="True or False")
-    if inplace:
+    if check_flag("inplace", inplace):
         if out is not None:
             raise ArgumentError(argument="out", got="a tensor together with inplace=True", expected="one of the two")
         out = hidden_states

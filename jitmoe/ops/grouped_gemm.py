@@ -7,11 +7,12 @@ import math
 from typing import Any, NamedTuple
 
 from jitmoe import calls, tensors
-from jitmoe.arguments.common import Facts, check_dtype, check_flag, check_rank, shape_text
+from jitmoe.arguments.common import MAX_SLOTS, Facts, check_dtype, check_rank, shape_text
 from jitmoe.arguments.grouped_gemm import grouped_gemm_problem
 from jitmoe.errors import ArgumentError
 from jitmoe.operation import Problem
 from jitmoe.ops.routing import route
+from jitmoe.options import check_flag, check_whole
 from jitmoe.problems.fused_moe import COMPUTE_DTYPES
 from jitmoe.problems.grouped_gemm import GROUPED_GEMM
 from jitmoe.problems.routing import MAX_TOP_K, Routing, Scoring
@@ -70,9 +71,7 @@ def grouped_gemm_moe(
         ArgumentError: an argument does not fit; nothing has run.
         JitMoEError: with ``JITMOE_STRICT=1``, whatever kept the kernels from being used.
     """
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-        raise ArgumentError(argument="top_k", got=repr(top_k), expected="a whole number >= 1")
-    options = GroupedGemmOptions(top_k, check_flag("trans_b", trans_b))
+    options = GroupedGemmOptions(check_whole("top_k", top_k, 1, MAX_SLOTS), check_flag("trans_b", trans_b))
     calls.run(_GROUPED_GEMM, (A, B, C, D, topk_weights, topk_indices), options, queue)
 
 
@@ -99,9 +98,7 @@ def routed_grouped_gemm(
     if facts["routing_weights"].shape != wanted:
         got = shape_text(facts["routing_weights"])
         raise ArgumentError(argument="routing_weights", got=f"shape {got}", expected=f"[B * S, E] = {list(wanted)}")
-    most = min(num_experts, MAX_TOP_K)
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= most:
-        raise ArgumentError(argument="top_k", got=repr(top_k), expected=f"a whole number from 1 to {most}")
+    check_whole("top_k", top_k, 1, min(num_experts, MAX_TOP_K))
     weights, ids = route(routing_weights, Routing(top_k=top_k, scoring=Scoring.NONE), queue=queue)
     tokens = tensors.adopt("tokens", tokens)
     if out is None:

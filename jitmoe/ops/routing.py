@@ -12,13 +12,13 @@ from jitmoe.arguments.routing import (
     check_ids,
     check_logits,
     check_routing,
-    check_size,
     load_problem,
     routing_problem,
     sort_lengths,
     sort_problem,
 )
 from jitmoe.operation import Problem
+from jitmoe.options import check_whole
 from jitmoe.problems.fused_moe import COMPUTE_DTYPES, INDEX_DTYPES, DType
 from jitmoe.problems.routing import ROUTE, GroupScore, Routing, Scoring
 from jitmoe.problems.sorting import LOAD, SORT
@@ -283,7 +283,7 @@ def moe_align_block_size(
     Raises:
         ArgumentError, JitMoEError: as ``fused_moe``.
     """
-    options = _SortOptions(check_size("num_experts", num_experts), check_size("block_size", block_size))
+    options = _SortOptions(check_whole("num_experts", num_experts, 1), check_whole("block_size", block_size, 1))
     topk_ids = tensors.adopt("topk_ids", topk_ids)
     lengths = _sort_lengths(topk_ids, options)
     given = (sorted_token_ids, experts_ids, num_tokens_post_pad)
@@ -323,8 +323,8 @@ def moe_sorting(
         dtype: of output: "bf16", "fp16", "fp32" or a torch dtype of these.
         block_size, expert_map, queue: as for ``moe_align_block_size``.
     """
-    options = _SortOptions(check_size("num_experts", num_experts), check_size("block_size", block_size))
-    width = check_size("hidden_size", hidden_size)
+    options = _SortOptions(check_whole("num_experts", num_experts, 1), check_whole("block_size", block_size, 1))
+    width = check_whole("hidden_size", hidden_size, 1)
     output_dtype = tensors.check_dtype("dtype", dtype, COMPUTE_DTYPES)
     topk_ids = tensors.adopt("topk_ids", topk_ids)
     topk_weights = tensors.adopt("topk_weights", topk_weights)
@@ -364,7 +364,7 @@ def expert_load(topk_ids: Any, num_experts: int, *, queue: Any = None) -> Expert
         num_experts: E.
         queue: as for ``fused_moe``.
     """
-    check_size("num_experts", num_experts)
+    check_whole("num_experts", num_experts, 1)
     topk_ids = tensors.adopt("topk_ids", topk_ids)
     counts = tensors.empty(topk_ids, (num_experts,), DType.INT32)
     imbalance = tensors.empty(topk_ids, (1,), DType.FP32)

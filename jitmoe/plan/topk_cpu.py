@@ -64,8 +64,6 @@ def choose(problem: RoutingProblem, device: Device) -> CpuTopKChoice:
 
 def launches(problem: RoutingProblem, device: Device, choice: CpuTopKChoice) -> Plan:
     """Returns the launches."""
-    if problem.num_tokens == 0:
-        return Plan(launches=(), buffers=(), decisions=(*choice.reasons, "no tokens: nothing to launch"))
     scalars = {**topk_scalars(problem), "tokens_per_item": choice.tokens_per_item}
     items = -(-problem.num_tokens // choice.tokens_per_item)
     steps = [Launch(spec=choice.topk, global_size=(items,), local_size=(1,), scalars=scalars)]

@@ -59,8 +59,6 @@ def choose(problem: RoutingProblem, device: Device) -> XeTopKChoice:
 
 def launches(problem: RoutingProblem, device: Device, choice: XeTopKChoice) -> Plan:
     """Returns the launches."""
-    if problem.num_tokens == 0:
-        return Plan(launches=(), buffers=(), decisions=(*choice.reasons, "no tokens: nothing to launch"))
     scalars = {**topk_scalars(problem), "num_experts": problem.num_experts}
     simd = choice.topk.simd
     resident = resident_groups(device, architecture(device.arch), SUB_GROUPS, choice.topk.large_grf)

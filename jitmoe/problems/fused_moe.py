@@ -66,6 +66,9 @@ class Activation(str, Enum):
     RELU2 = "relu2"  # max(x, 0)^2
 
 
+SWIGLU_ALPHA = 1.702  # of SWIGLU_OAI in gpt-oss
+
+
 class GateUp(str, Enum):
     """Where the gate rows g and the up rows u of w1 are."""
 
@@ -125,7 +128,7 @@ class MoEProblem:
     topk_weights_row_stride: int
     base_alignment: int = 1  # bytes, a power of two <= 64 that divides every tensor's address; CPU: not looked at
     gate_up: GateUp = GateUp.CONCATENATED
-    swiglu_alpha: float = 1.702  # of SWIGLU_OAI
+    swiglu_alpha: float = SWIGLU_ALPHA  # of SWIGLU_OAI
     # gate = min(gate, limit), up = clamp(up, -limit, limit) before the activation (no gate: x = min(x, limit))
     swiglu_limit: float | None = None
     w1_bias_dtype: DType | None = None  # [E, rows of w1], dense, ordered like w1's rows; None: no bias

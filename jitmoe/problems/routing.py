@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -16,12 +15,12 @@ from typing import ClassVar
 from jitmoe.device import DeviceKind
 from jitmoe.errors import ArgumentError
 from jitmoe.operation import Operation
+from jitmoe.options import check_flag, check_member, check_number, check_whole
 from jitmoe.problems.fused_moe import DType
 
 MAX_EXPERTS = 1024  # of the top-k kernels: a token's choice values are kept in registers or in the L1 cache
 MAX_TOP_K = 32  # one bit or lane per slot
 MAX_GROUPS = 32  # one bit per group
-DEFAULT_CAPACITY_FACTOR = 1.2
 
 
 class Scoring(str, Enum):
@@ -102,44 +101,28 @@ class Routing:
     capacity_factor: float | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("scoring", Scoring), ("group_score", GroupScore)):
-            value = getattr(self, name)
-            try:
-                object.__setattr__(self, name, kind(value))
-            except ValueError:
-                known = ", ".join(member.value for member in kind)
-                raise ArgumentError(argument=name, got=repr(value), expected=f"one of {known}") from None
-        for name in ("topk_before_scoring", "renormalize"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentError(argument=name, got=repr(getattr(self, name)), expected="True or False")
-        self._check_whole("top_k", 1, MAX_TOP_K)
-        self._check_whole("num_groups", 1, MAX_GROUPS)
-        self._check_whole("topk_groups", 1, self.num_groups)
-        self._check_whole("num_shared_experts", 0, MAX_TOP_K)
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("scoring", check_member("scoring", self.scoring, Scoring))
+        put("group_score", check_member("group_score", self.group_score, GroupScore))
+        check_flag("topk_before_scoring", self.topk_before_scoring)
+        check_flag("renormalize", self.renormalize)
+        check_whole("top_k", self.top_k, 1, MAX_TOP_K)
+        check_whole("num_groups", self.num_groups, 1, MAX_GROUPS)
+        check_whole("topk_groups", self.topk_groups, 1, self.num_groups)
+        check_whole("num_shared_experts", self.num_shared_experts, 0, MAX_TOP_K)
         for name in ("renormalize_epsilon", "renormalize_min", "jitter_eps"):
-            self._check_number(name, ">= 0", lambda value: value >= 0)
+            put(name, check_number(name, getattr(self, name), least=0))
         for name in ("scaling_factor", "shared_expert_weight"):
-            self._check_number(name, "", lambda value: True)
-        self._check_number("temperature", "> 0", lambda value: value > 0)
+            put(name, check_number(name, getattr(self, name)))
+        put("temperature", check_number("temperature", self.temperature, above=0))
         if self.capacity_factor is not None:
-            self._check_number("capacity_factor", "> 0", lambda value: value > 0)
+            put("capacity_factor", check_number("capacity_factor", self.capacity_factor, above=0))
             if self.scoring is Scoring.SPARSEMIXER:
                 raise ArgumentError(
                     argument="capacity_factor", got=repr(self.capacity_factor), expected="None with sparsemixer"
                 )
-
-    def _check_whole(self, name: str, first: int, last: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not first <= value <= last:
-            expected = f"a whole number from {first} to {last}"
-            raise ArgumentError(argument=name, got=repr(value), expected=expected)
-
-    def _check_number(self, name: str, bound: str, is_within: Callable[[float], bool]) -> None:
-        value = getattr(self, name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or not is_within(value):
-            raise ArgumentError(argument=name, got=repr(value), expected=f"a finite number {bound}".rstrip())
-        object.__setattr__(self, name, float(value))
 
     @property
     def chooses_by_logits(self) -> bool:
@@ -186,12 +169,9 @@ class TemperatureSchedule:
     num_steps: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("first", "last"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value <= 0:
-                raise ArgumentError(argument=name, got=repr(value), expected="a finite number > 0")
-        if self.num_steps < 1:
-            raise ArgumentError(argument="num_steps", got=repr(self.num_steps), expected="a whole number >= 1")
+        check_number("first", self.first, above=0)
+        check_number("last", self.last, above=0)
+        check_whole("num_steps", self.num_steps, 1)
 
     def at(self, step: int) -> float:
         """Returns the temperature of call number ``step``, counted from 0; ``last`` from ``num_steps`` on."""

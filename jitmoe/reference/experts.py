@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jitmoe.problems.formats import WHOLE, Encoding, InputQuant
-from jitmoe.problems.fused_moe import Activation, DType
+from jitmoe.problems.fused_moe import SWIGLU_ALPHA, Activation, DType
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ def activate(
     up: torch.Tensor | None,
     activation: Activation | str,
     *,
-    alpha: float = 1.702,
+    alpha: float = SWIGLU_ALPHA,
     limit: float | None = None,
 ) -> torch.Tensor:
     """Returns act(gate) * up, elementwise; act(gate) where ``up`` is None.
@@ -157,7 +157,7 @@ def fused_moe(
     topk_ids: torch.Tensor,
     *,
     activation: Activation | str = "silu",
-    swiglu_alpha: float = 1.702,
+    swiglu_alpha: float = SWIGLU_ALPHA,
     swiglu_limit: float | None = None,
     interleaved: bool = False,
     w1_up: torch.Tensor | None = None,

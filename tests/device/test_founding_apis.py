@@ -95,7 +95,7 @@ FORWARD_ERRORS = {
     ),
     "dtype": ({"down_weights": torch.zeros(5, 40, 72)}, "down_weights: expected dtype bf16, got dtype torch.float32"),
     "top_k": ({"top_k": 3}, r"topk_indices: expected \[M, top_k\] = \[40, 3\], got shape \[40, 2\]"),
-    "top_k no number": ({"top_k": 2.0}, "top_k: expected a whole number >= 1"),
+    "top_k no number": ({"top_k": 2.0}, "top_k: expected a whole number from 1 to 32767"),
     "flag": ({"use_grouped_topk": None}, "use_grouped_topk: expected True or False, got None"),
     "renormalize": ({"renormalize": 1}, "renormalize: expected True or False, got 1"),
 }

@@ -167,7 +167,7 @@ def wrong_calls() -> dict[str, tuple[dict[str, Any], str]]:
             "D overlaps itself": ({"D": d[:1].expand(5, 16)}, "D: expected rows that do not overlap"),
             "bias": ({"C": torch.zeros(6, 8)}, r"C: expected \[6, 16\], got shape \[6, 8\]"),
             "top_k": ({"top_k": 2}, r"topk_indices: expected \[M, top_k\] = \[5, 2\], got shape \[5, 3\]"),
-            "top_k no number": ({"top_k": True}, "top_k: expected a whole number >= 1, got True"),
+            "top_k no number": ({"top_k": True}, "top_k: expected a whole number from 1 to 32767, got True"),
             "weights": ({"topk_weights": weights[:, :2]}, r"topk_weights: expected \[5, 3\], like topk_indices"),
             "ids": ({"topk_indices": ids.float()}, "topk_indices: expected dtype int32, int64"),
             "flag": ({"trans_b": 1}, "trans_b: expected True or False, got 1"),

@@ -10,9 +10,9 @@ from helpers.builders import tensor_info, tensor_infos
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jitmoe.arguments.common import check_activation
 from jitmoe.arguments.fused_moe import FusedMoEOptions, fused_moe_problem
 from jitmoe.errors import ArgumentError
+from jitmoe.options import check_member
 from jitmoe.problems.fused_moe import Activation, DType, Layout
 
 
@@ -107,13 +107,13 @@ def test_refusals(argument, changes, parts):
 @pytest.mark.parametrize("value", ["swish", "", "SILU", None, 3, ["silu"]])
 def test_activations_that_are_none(value):
     with pytest.raises(ArgumentError, match="activation: expected one of silu, gelu, gelu_tanh") as refused:
-        check_activation(value)
+        check_member("activation", value, Activation)
     assert repr(value) in str(refused.value)
 
 
 @pytest.mark.parametrize("value", ["silu", "gelu", "gelu_tanh", Activation.GELU])
 def test_activations(value):
-    assert check_activation(value) is Activation(value)
+    assert check_member("activation", value, Activation) is Activation(value)
 
 
 # what is accepted

@@ -61,7 +61,10 @@ RULES = [
     (["jitmoe.cache"], [*_VALUES, *_STAGES[1:], *_WORLD]),
     (["jitmoe.compilers"], ["jitmoe.cache", "jitmoe.runtime", "jitmoe.pipeline", "jitmoe.plan", "torch", "dpctl"]),
     (["jitmoe.plan"], [*_STAGES, *_WORLD, "jitmoe.tensors"]),
-    (["jitmoe.problems", "jitmoe.operation", "jitmoe.device", "jitmoe.spec", "jitmoe.source"], [*_STAGES, *_WORLD]),
+    (
+        ["jitmoe.problems", "jitmoe.options", "jitmoe.operation", "jitmoe.device", "jitmoe.spec", "jitmoe.source"],
+        [*_STAGES, *_WORLD],
+    ),
     (["jitmoe.errors"], [*_STAGES, *_VALUES, *_WORLD, "jitmoe.knobs"]),
     (["jitmoe.runtime"], ["jitmoe.cache", "jitmoe.compilers", "jitmoe.pipeline", "torch", "subprocess"]),
     (["jitmoe.reference"], ["jitmoe.pipeline", "jitmoe.runtime", "jitmoe.cache", "ctypes"]),
