@@ -14,7 +14,6 @@ from jitmoe.ops.forward import fused_moe_forward
 from jitmoe.ops.fused_moe import fused_moe
 from jitmoe.ops.grouped_gemm import grouped_gemm_moe
 from jitmoe.ops.routing import (
-    ExpertLoad,
     expert_load,
     grouped_topk,
     moe_align_block_size,
@@ -26,6 +25,7 @@ from jitmoe.ops.routing import (
 )
 from jitmoe.problems.formats import Encoding, WeightFormat
 from jitmoe.problems.routing import GroupScore, Routing, Scoring, TemperatureSchedule
+from jitmoe.problems.sorting import ExpertLoad
 from jitmoe.tensors import UsmArray
 from jitmoe.weights.checkpoints import (
     fold_k_order,

@@ -20,7 +20,7 @@ def judge(problem: GroupedGemmProblem, inputs: Mapping[str, Any], results: Mappi
 
     from jitmoe import reference
 
-    expected = reference.grouped_gemm_moe(
+    expected = reference.weighted_products(
         inputs["A"],
         inputs["B"],
         inputs.get("C"),

@@ -28,11 +28,9 @@ def _problem(facts: Facts, options: _Options, look_at_addresses: bool) -> Proble
 
 def _reference(named: dict[str, Any], options: _Options) -> tuple[Any, ...]:
     from jitmoe import reference
-    from jitmoe.checks.activate import split
 
-    gate, up = split(named["gate"].float(), named["up"], options.gate_up)
-    up = None if up is None else up.float()
-    return (reference.activate(gate, up, options.activation, alpha=options.alpha, limit=options.limit),)
+    activation, layout, alpha, limit = options
+    return (reference.activate(named["gate"], named["up"], activation, layout=layout, alpha=alpha, limit=limit),)
 
 
 _ACTIVATE = calls.Op(operation=ACTIVATE, optional=frozenset({"up"}), problem=_problem, reference=_reference)

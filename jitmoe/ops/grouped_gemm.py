@@ -33,7 +33,7 @@ def _reference(named: dict[str, Any], options: GroupedGemmOptions) -> tuple[Any,
     from jitmoe import reference
 
     inputs = (named[name] for name in ("A", "B", "C", "topk_weights", "topk_indices"))
-    return (reference.grouped_gemm_moe(*inputs, trans_b=options.trans_b),)
+    return (reference.weighted_products(*inputs, trans_b=options.trans_b),)
 
 
 _GROUPED_GEMM = calls.Op(operation=GROUPED_GEMM, optional=frozenset({"C"}), problem=_problem, reference=_reference)

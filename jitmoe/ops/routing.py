@@ -21,7 +21,7 @@ from jitmoe.operation import Problem
 from jitmoe.options import check_whole
 from jitmoe.problems.fused_moe import COMPUTE_DTYPES, INDEX_DTYPES, DType
 from jitmoe.problems.routing import ROUTE, GroupScore, Routing, Scoring
-from jitmoe.problems.sorting import LOAD, SORT
+from jitmoe.problems.sorting import LOAD, SORT, ExpertLoad
 
 DEEPSEEK_EPSILON = 1e-20  # what DeepSeek-V3's own code adds to the sum of sigmoid weights
 
@@ -334,13 +334,6 @@ def moe_sorting(
     output = tensors.empty(topk_ids, (tensors.describe("topk_ids", topk_ids).shape[0], width), output_dtype)
     calls.run(_SORT, (topk_ids, expert_map, topk_weights, ids, experts, used, weights, output), options, queue)
     return ids, weights, experts, used, output
-
-
-class ExpertLoad(NamedTuple):
-    """How the (token, slot) pairs spread over the experts."""
-
-    counts: Any  # int32 [E], pairs of each expert
-    imbalance: Any  # float32 [1], largest / mean of the counts; 0 without pairs, 1 if all are equal
 
 
 def _load_problem(facts: Facts, num_experts: int, look_at_addresses: bool) -> Problem:

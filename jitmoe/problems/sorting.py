@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from jitmoe.device import DeviceKind
 from jitmoe.operation import Operation
@@ -109,6 +109,13 @@ class LoadProblem:
 
     def __str__(self) -> str:
         return f"expert_load(M={self.num_tokens} k={self.top_k} E={self.num_experts})"
+
+
+class ExpertLoad(NamedTuple):
+    """How the (token, slot) pairs spread over the experts: what ``expert_load`` returns."""
+
+    counts: Any  # int32 [E], pairs of each expert
+    imbalance: Any  # float32 [1], largest / mean of the counts; 0 without pairs, 1 if all are equal
 
 
 def max_padded_pairs(num_pairs: int, num_experts: int, block_size: int) -> int:

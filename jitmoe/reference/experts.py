@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Plain torch twins of the ops: the slow truth that kernels are compared with, and the fallback that replaces them."""
+"""What the twins of the expert ops are made of: activations, dequantized weights, experts, one GEMM over experts."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jitmoe.errors import ArgumentError
 from jitmoe.problems.formats import WHOLE, Encoding, InputQuant
-from jitmoe.problems.fused_moe import SWIGLU_ALPHA, Activation, DType
+from jitmoe.problems.fused_moe import SWIGLU_ALPHA, Activation, DType, GateUp
 
 if TYPE_CHECKING:
     import torch
@@ -18,35 +19,66 @@ E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # codes 0..7; 8..15 are 
 
 def activate(
     gate: torch.Tensor,
-    up: torch.Tensor | None,
-    activation: Activation | str,
+    up: torch.Tensor | None = None,
+    activation: Activation | str = "silu",
     *,
+    layout: GateUp | str | None = None,
     alpha: float = SWIGLU_ALPHA,
     limit: float | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns act(gate) * up, elementwise; act(gate) where ``up`` is None.
+    """Returns act(gate) * up, elementwise; act(gate) without up. Differentiable without ``out``.
 
     silu(g) = g * sigmoid(g); gelu(g) = g * Phi(g) with the exact normal distribution function; gelu_tanh is its
     tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415); relu2(g) = max(g, 0)^2 (So et al., arXiv 2109.08668);
     swiglu_oai: g * sigmoid(alpha * g) * (up + 1) (gpt-oss). With a ``limit`` L, gate = min(gate, L) and
     up = clamp(up, -L, L) come first.
+
+    Args:
+        gate: [*, I], or both halves [*, 2I]. Computed in float32 (float64 stays), rounded once to this dtype.
+        up: like ``gate``, where it is a tensor of its own.
+        activation: see above.
+        layout: "separate", "concatenated" (g0 g1 ... u0 u1 ...), "interleaved" (g0 u0 g1 u1 ...) or "ungated".
+            None: separate with ``up``, ungated without.
+        alpha: of swiglu_oai.
+        limit: see above; None: no clamping.
+        out: write the result there and return it.
     """
+    import torch
     from torch.nn import functional
 
     name = Activation(activation)
+    dtype = gate.dtype
+    where = GateUp(layout) if layout is not None else GateUp.UNGATED if up is None else GateUp.SEPARATE
+    if (up is not None) != (where is GateUp.SEPARATE):
+        got = f"{'no tensor' if up is None else 'a tensor'} with layout {where.value}"
+        raise ArgumentError(argument="up", got=got, expected="a tensor with layout separate, none otherwise")
+    if where is GateUp.CONCATENATED:
+        gate, up = gate.chunk(2, dim=-1)
+    elif where is GateUp.INTERLEAVED:
+        gate, up = gate[..., 0::2], gate[..., 1::2]
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    gate = gate.to(compute)
+    up = None if up is None else up.to(compute)
     if limit is not None:
         gate = gate.clamp(max=limit)
         up = None if up is None else up.clamp(-limit, limit)
     if name is Activation.SWIGLU_OAI:
         result = gate * (alpha * gate).sigmoid()
-        return result if up is None else result * (up + 1)
-    if name is Activation.SILU:
+        up = None if up is None else up + 1
+    elif name is Activation.SILU:
         result = functional.silu(gate)
     elif name is Activation.RELU2:
         result = functional.relu(gate).square()
     else:
         result = functional.gelu(gate, approximate="tanh" if name is Activation.GELU_TANH else "none")
-    return result if up is None else result * up
+    result = (result if up is None else result * up).to(dtype)
+    return result if out is None else out.copy_(result)
+
+
+def silu_and_mul_moe(gate_output: torch.Tensor, up_output: torch.Tensor) -> None:
+    """Writes silu(gate_output) * up_output into ``gate_output``; both [*, I]."""
+    activate(gate_output, up_output, out=gate_output)
 
 
 def unpacked(data: torch.Tensor, encoding: Encoding) -> torch.Tensor:
@@ -149,7 +181,7 @@ def round_input(
     return (codes.to(x.dtype) * step.to(x.dtype)).reshape(rows, -1)[:, :k]
 
 
-def fused_moe(
+def apply_experts(
     hidden_states: torch.Tensor,
     w1: torch.Tensor | QuantizedTensor,
     w2: torch.Tensor | QuantizedTensor,
@@ -193,10 +225,12 @@ def fused_moe(
     """
     import torch
 
-    activation = Activation(activation)
     compute = torch.float32 if compute_dtype is None else compute_dtype
     num_experts, hidden_size = w1.shape[0], hidden_states.shape[-1]
-    is_gated = w1_up is not None or w1.shape[1] != w2.shape[2]
+    activation = Activation(activation)
+    layout = GateUp.INTERLEAVED if interleaved else GateUp.CONCATENATED
+    if w1_up is None and w1.shape[1] == w2.shape[2]:
+        layout = GateUp.UNGATED
     x = hidden_states.reshape(-1, hidden_size)
     ids = topk_ids.to(torch.int64)
     if expert_map is not None:
@@ -231,15 +265,8 @@ def fused_moe(
             first = first * weights
         if w1_bias is not None:
             first = first + w1_bias[expert].to(compute)
-        gate: torch.Tensor
-        up: torch.Tensor | None
-        if not is_gated:
-            gate, up = first, None
-        elif interleaved:
-            gate, up = first[:, 0::2], first[:, 1::2]
-        else:
-            gate, up = first.chunk(2, dim=-1)
-        inter = rounded(activate(gate, up, activation, alpha=swiglu_alpha, limit=swiglu_limit), a2_scale, expert)
+        inter = activate(first, None, activation, layout=layout, alpha=swiglu_alpha, limit=swiglu_limit)
+        inter = rounded(inter, a2_scale, expert)
         down = inter @ matrix(w2, expert).T
         if w2_bias is not None:
             down = down + w2_bias[expert].to(compute)
@@ -248,7 +275,7 @@ def fused_moe(
     return y.to(result_dtype).reshape(hidden_states.shape)
 
 
-def grouped_gemm_moe(
+def weighted_products(
     A: torch.Tensor,
     B: torch.Tensor,
     C: torch.Tensor | None,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jitmoe.problems.routing import GroupScore, Routing, Scoring
-from jitmoe.problems.sorting import max_padded_pairs
+from jitmoe.problems.sorting import ExpertLoad, max_padded_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,8 @@ def route(
     *,
     correction_bias: torch.Tensor | None = None,
     ids_dtype: torch.dtype | str = "int32",
+    topk_weights: torch.Tensor | None = None,
+    topk_ids: torch.Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (topk_weights float32 [M, slots], topk_ids [M, slots]) as ``jitmoe.Routing`` describes it.
@@ -50,6 +52,7 @@ def route(
         routing: the router.
         correction_bias: [E], added to the scores for the choice only.
         ids_dtype: int32 or int64.
+        topk_weights, topk_ids: write the result there and return them.
         compute_dtype: None for float32; the weights are float64 if that is float64.
     """
     import torch
@@ -93,7 +96,121 @@ def route(
         weights = torch.cat(
             [weights, weights.new_full((num_tokens, routing.num_shared_experts), routing.shared_expert_weight)], dim=1
         )
-    return weights, ids.to(getattr(torch, str(ids_dtype).removeprefix("torch.")))
+    ids = ids.to(_torch_dtype(ids_dtype))
+    return (
+        weights if topk_weights is None else topk_weights.copy_(weights),
+        ids if topk_ids is None else topk_ids.copy_(ids),
+    )
+
+
+def _torch_dtype(name: torch.dtype | str) -> torch.dtype:
+    """Returns the torch dtype of "int32", "bf16" and the like, or of itself."""
+    import torch
+
+    short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    text = str(name).removeprefix("torch.")
+    dtype: torch.dtype = getattr(torch, short.get(text, text))
+    return dtype
+
+
+def topk_softmax(
+    router_logits: torch.Tensor,
+    top_k: int,
+    renormalize: bool = False,
+    *,
+    correction_bias: torch.Tensor | None = None,
+    routed_scaling_factor: float = 1.0,
+    num_fused_shared_experts: int = 0,
+    ids_dtype: torch.dtype | str = "int32",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns ``route`` with softmax over all experts; the factor is in the routed weights, shared experts get 1."""
+    routing = Routing(
+        top_k=top_k,
+        renormalize=renormalize,
+        scaling_factor=routed_scaling_factor,
+        num_shared_experts=num_fused_shared_experts,
+    )
+    return route(router_logits, routing, correction_bias=correction_bias, ids_dtype=ids_dtype)
+
+
+def topk_sigmoid(
+    router_logits: torch.Tensor,
+    top_k: int,
+    renormalize: bool = False,
+    *,
+    correction_bias: torch.Tensor | None = None,
+    routed_scaling_factor: float = 1.0,
+    num_fused_shared_experts: int = 0,
+    ids_dtype: torch.dtype | str = "int32",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns ``route`` with sigmoid scores; otherwise like ``topk_softmax``, but for 1e-20 added to the sum."""
+    routing = Routing(
+        top_k=top_k,
+        scoring=Scoring.SIGMOID,
+        renormalize=renormalize,
+        renormalize_epsilon=1e-20,
+        scaling_factor=routed_scaling_factor,
+        num_shared_experts=num_fused_shared_experts,
+    )
+    return route(router_logits, routing, correction_bias=correction_bias, ids_dtype=ids_dtype)
+
+
+def topk_sqrt_softplus(
+    router_logits: torch.Tensor,
+    top_k: int,
+    renormalize: bool = True,
+    *,
+    correction_bias: torch.Tensor | None = None,
+    routed_scaling_factor: float = 1.0,
+    num_fused_shared_experts: int = 0,
+    ids_dtype: torch.dtype | str = "int32",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns ``route`` with sqrt(softplus(x)) scores; otherwise like ``topk_sigmoid``."""
+    routing = Routing(
+        top_k=top_k,
+        scoring=Scoring.SQRT_SOFTPLUS,
+        renormalize=renormalize,
+        renormalize_epsilon=1e-20,
+        scaling_factor=routed_scaling_factor,
+        num_shared_experts=num_fused_shared_experts,
+    )
+    return route(router_logits, routing, correction_bias=correction_bias, ids_dtype=ids_dtype)
+
+
+def grouped_topk(
+    router_logits: torch.Tensor,
+    top_k: int,
+    renormalize: bool,
+    num_expert_group: int,
+    topk_group: int,
+    scoring_func: str = "softmax",
+    routed_scaling_factor: float = 1.0,
+    e_score_correction_bias: torch.Tensor | None = None,
+    *,
+    num_fused_shared_experts: int = 0,
+    apply_routed_scaling_factor_on_output: bool = True,
+    ids_dtype: torch.dtype | str = "int32",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns ``route`` with group-limited choice; see ``jitmoe.grouped_topk``.
+
+    Groups are scored by their two best choice values with a bias, by their best without. The factor is in the routed
+    weights, or, where the caller applies it to the sum later, its inverse is the shared experts' weight.
+    """
+    scoring = Scoring(scoring_func)
+    in_weights = apply_routed_scaling_factor_on_output
+    routing = Routing(
+        top_k=top_k,
+        scoring=scoring,
+        num_groups=num_expert_group,
+        topk_groups=topk_group,
+        group_score=GroupScore.MAX if e_score_correction_bias is None else GroupScore.TOP2_SUM,
+        renormalize=renormalize,
+        renormalize_epsilon=0.0 if scoring is Scoring.SOFTMAX else 1e-20,
+        scaling_factor=routed_scaling_factor if in_weights else 1.0,
+        num_shared_experts=num_fused_shared_experts,
+        shared_expert_weight=1.0 if in_weights else 1.0 / routed_scaling_factor,
+    )
+    return route(router_logits, routing, correction_bias=e_score_correction_bias, ids_dtype=ids_dtype)
 
 
 def _shares_of_the_near(x: torch.Tensor, candidates: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
@@ -204,7 +321,7 @@ def moe_sorting(
     topk_weights: torch.Tensor,
     num_experts: int,
     hidden_size: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     block_size: int = 32,
     *,
     expert_map: torch.Tensor | None = None,
@@ -217,16 +334,16 @@ def moe_sorting(
     import torch
 
     ids, experts, used = moe_align_block_size(topk_ids, num_experts, block_size, expert_map=expert_map)
-    output = torch.zeros(topk_ids.shape[0], hidden_size, dtype=dtype, device=topk_ids.device)
+    output = torch.zeros(topk_ids.shape[0], hidden_size, dtype=_torch_dtype(dtype), device=topk_ids.device)
     return ids, sorted_weights(topk_weights, ids), experts, used, output
 
 
-def expert_load(topk_ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (pairs of each expert int32 [E], largest over mean load float32 [1]); 0 where there are no pairs."""
+def expert_load(topk_ids: torch.Tensor, num_experts: int) -> ExpertLoad:
+    """Returns how many pairs each expert gets, and the largest over the mean load."""
     import torch
 
     ids = _local_ids(topk_ids, num_experts, None)
     counts = torch.bincount(ids[ids >= 0], minlength=num_experts)
     total = counts.sum().to(torch.float32)
     ratio = counts.max().to(torch.float32) * num_experts / total.clamp_min(1.0)
-    return counts.to(torch.int32), ratio.reshape(1)
+    return ExpertLoad(counts.to(torch.int32), ratio.reshape(1))

@@ -54,7 +54,7 @@ def tensors(
 
 def judge(given: tuple[Any, ...], trans_b: bool) -> None:
     a, b, c, d, weights, ids = given
-    expected = reference.grouped_gemm_moe(a, b, c, weights, ids, trans_b=trans_b, compute_dtype=torch.float64)
+    expected = reference.weighted_products(a, b, c, weights, ids, trans_b=trans_b, compute_dtype=torch.float64)
     dtype = next(ours for ours, torchs in DTYPES.items() if torchs == d.dtype)
     _, wrong = selfcheck.judge_floats(d, expected, dtype)
     assert not wrong, wrong
@@ -189,7 +189,7 @@ def test_gradients_and_fallback_give_the_reference(monkeypatch, caplog):
     monkeypatch.setenv("JITMOE_STRICT", "0")
     a, b, c, d, weights, ids = tensors(FEW, 16, 8, DType.FP32, trans_b=False, bias=DType.FP32)
     jitmoe.grouped_gemm_moe(a.requires_grad_(), b, c, d, weights, ids, 3)
-    assert torch.equal(d, reference.grouped_gemm_moe(a, b, c, weights, ids))
+    assert torch.equal(d, reference.weighted_products(a, b, c, weights, ids))
     assert "gradients are wanted" in caplog.text
 
 
