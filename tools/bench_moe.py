@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """fused_moe beside its peers: interleaved rounds, medians, correctness, each time as a share of the machine's limit.
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Routing and sorting beside the torch compositions that models run: interleaved rounds, medians, equal results.
 

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from jitmoe.cli.devices import CPU_NAMES
 from jitmoe.knobs import Knobs
 
 TOP = Path(__file__).resolve().parents[2]
@@ -37,3 +39,17 @@ def test_modules_that_are_named_exist(document):
         r"`((?:jitmoe|plan|cache|runtime|compilers|cli|tools|tests)/[\w/.-]+\.(?:py|hpp))`", document.read_text()
     ):
         assert (TOP / name).exists() or (TOP / "jitmoe" / name).exists(), name
+
+
+def test_tools_can_be_started_as_their_usage_says():
+    for tool in sorted((TOP / "tools").iterdir()):
+        if tool.is_dir():
+            continue
+        has_starter = tool.suffix == ".py" and tool.with_name(tool.stem.replace("_", "-")).exists()
+        is_command = tool.read_text().startswith("#!") and os.access(tool, os.X_OK)
+        assert is_command != has_starter, tool.name
+
+
+def test_the_docs_name_every_device_of_the_warm_up():
+    text = (TOP / "docs" / "cli.md").read_text()
+    assert all(f"`{name}`" in text for name in CPU_NAMES)
