@@ -15,21 +15,7 @@ from jitmoe.problems.fused_moe import DType
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import Stream, stream_of
 
-_TORCH_NAMES = {
-    DType.BF16: "bfloat16",
-    DType.FP16: "float16",
-    DType.FP32: "float32",
-    DType.FP64: "float64",
-    DType.INT32: "int32",
-    DType.INT64: "int64",
-    DType.INT8: "int8",
-    DType.UINT8: "uint8",
-    DType.E4M3: "float8_e4m3fn",
-    DType.E5M2: "float8_e5m2",
-    DType.E8M0: "float8_e8m0fnu",
-}
-_TORCH_DTYPES = {f"torch.{name}": dtype for dtype, name in _TORCH_NAMES.items()}
-_DTYPES_BY_NAME = _TORCH_DTYPES | {dtype.value: dtype for dtype in DType}
+_TORCH_DTYPES = {f"torch.{dtype.torch_name}": dtype for dtype in DType}
 # typestr of __sycl_usm_array_interface__; numpy has no bfloat16, the packages that add one use a 2-byte void.
 _TYPESTRS = {
     "f2": DType.FP16,
@@ -129,7 +115,7 @@ def torch_dtypes() -> Mapping[DType, Any]:
     """Returns torch's dtype of each of ours."""
     import torch
 
-    return {dtype: getattr(torch, name) for dtype, name in _TORCH_NAMES.items() if hasattr(torch, name)}
+    return {dtype: getattr(torch, dtype.torch_name) for dtype in DType if hasattr(torch, dtype.torch_name)}
 
 
 def is_torch(value: object) -> bool:
@@ -265,15 +251,6 @@ def empty(like: Any, shape: tuple[int, ...], dtype: DType) -> Any:
         num_bytes *= size
     queue = like.__sycl_usm_array_interface__["syclobj"]
     return UsmArray(dpctl.memory.MemoryUSMDevice(max(num_bytes, 1), queue=queue), shape, dtype)
-
-
-def check_dtype(name: str, value: object, allowed: Sequence[DType]) -> DType:
-    """Returns the dtype of a name like "bf16" or of a torch dtype."""
-    dtype = _DTYPES_BY_NAME.get(str(value))
-    if dtype is None or dtype not in allowed:
-        names = ", ".join(known.value for known in allowed)
-        raise ArgumentError(argument=name, got=repr(value), expected=f"{names} or a torch dtype of these")
-    return dtype
 
 
 def to_host(value: Any, stream: Stream) -> Any:

@@ -19,7 +19,7 @@ from jitmoe.arguments.routing import (
 )
 from jitmoe.operation import Problem
 from jitmoe.options import check_whole
-from jitmoe.problems.fused_moe import COMPUTE_DTYPES, INDEX_DTYPES, DType
+from jitmoe.problems.fused_moe import COMPUTE_DTYPES, INDEX_DTYPES, DType, check_dtype_name
 from jitmoe.problems.routing import ROUTE, GroupScore, Routing, Scoring
 from jitmoe.problems.sorting import LOAD, SORT, ExpertLoad
 
@@ -72,7 +72,7 @@ def route(
         ArgumentError, JitMoEError: as ``fused_moe``.
     """
     check_routing(routing)
-    dtype = tensors.check_dtype("ids_dtype", ids_dtype, INDEX_DTYPES)
+    dtype = check_dtype_name("ids_dtype", ids_dtype, INDEX_DTYPES)
     router_logits = tensors.adopt("router_logits", router_logits)
     num_tokens = check_logits(tensors.describe("router_logits", router_logits))[0]
     slots = (num_tokens, routing.num_slots)
@@ -325,7 +325,7 @@ def moe_sorting(
     """
     options = _SortOptions(check_whole("num_experts", num_experts, 1), check_whole("block_size", block_size, 1))
     width = check_whole("hidden_size", hidden_size, 1)
-    output_dtype = tensors.check_dtype("dtype", dtype, COMPUTE_DTYPES)
+    output_dtype = check_dtype_name("dtype", dtype, COMPUTE_DTYPES)
     topk_ids = tensors.adopt("topk_ids", topk_ids)
     topk_weights = tensors.adopt("topk_weights", topk_weights)
     lengths = _sort_lengths(topk_ids, options)

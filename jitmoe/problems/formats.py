@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from jitmoe.problems.fused_moe import DType
+from jitmoe.errors import ArgumentError
+from jitmoe.options import check_flag, check_member, check_whole
+from jitmoe.problems.fused_moe import DType, check_dtype_name
 
 
 class Encoding(str, Enum):
@@ -54,18 +56,35 @@ class InputQuant(str, Enum):
 
 SCALE_DTYPES = (DType.FP32, DType.BF16, DType.FP16, DType.E8M0)
 WHOLE = 0  # of a block size: all of that dimension
+MAX_ZERO_POINT = 16  # codes minus zero points are -16..15: kernels look them up by five bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFormat:
-    """Everything about a format that changes a kernel."""
+    """Everything about a format that changes a kernel. Strings will do for ``encoding`` and ``scale_dtype``.
+
+    Raises:
+        ArgumentError: a value is none of those named here.
+    """
 
     encoding: Encoding
-    scale_dtype: DType  # fp32, bf16, fp16, or e8m0 (a byte b that means 2^(b - 127))
+    scale_dtype: DType  # "fp32", "bf16", "fp16" (or torch's dtypes), or "e8m0" (a byte b that means 2^(b - 127))
     block_n: int  # rows that share a scale; WHOLE: all rows of an expert
-    block_k: int  # elements of K that share a scale; WHOLE: all of them
-    has_zero_point: bool = False  # UINT4: a byte per scale, [E, N / block_n, K / block_k]
+    block_k: int  # elements of K that share a scale, an even number for codes of 4 bits; WHOLE: all of them
+    has_zero_point: bool = False  # UINT4: a byte from 0 to 16 per scale, [E, N / block_n, K / block_k]
     has_k_order: bool = False  # column c of the stored matrix is k = order[e][c] (GPTQ's act-order, sorted by group)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoding", check_member("encoding", self.encoding, Encoding))
+        object.__setattr__(self, "scale_dtype", check_dtype_name("scale_dtype", self.scale_dtype, SCALE_DTYPES))
+        check_whole("block_n", self.block_n, 0)
+        if check_whole("block_k", self.block_k, 0) % 2 and self.bits == 4:
+            raise ArgumentError(argument="block_k", got=str(self.block_k), expected="an even number: bytes hold 2 k")
+        check_flag("has_k_order", self.has_k_order)
+        if check_flag("has_zero_point", self.has_zero_point) and self.encoding is not Encoding.UINT4:
+            raise ArgumentError(
+                argument="has_zero_point", got=f"True with {self.encoding.value}", expected="False: only uint4 has them"
+            )
 
     @property
     def bits(self) -> int:

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from jitmoe.device import DeviceKind
+from jitmoe.errors import ArgumentError
 from jitmoe.operation import Operation
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class DType(str, Enum):
     def num_bytes(self) -> int:
         return _NUM_BYTES[self]
 
+    @property
+    def torch_name(self) -> str:
+        return _TORCH_NAMES[self]
+
 
 _NUM_BYTES = {
     DType.BF16: 2,
@@ -43,6 +48,31 @@ _NUM_BYTES = {
     DType.INT32: 4,
     DType.INT64: 8,
 } | dict.fromkeys((DType.INT8, DType.UINT8, DType.E4M3, DType.E5M2, DType.E8M0), 1)
+
+_TORCH_NAMES = {
+    DType.BF16: "bfloat16",
+    DType.FP16: "float16",
+    DType.FP32: "float32",
+    DType.FP64: "float64",
+    DType.INT32: "int32",
+    DType.INT64: "int64",
+    DType.INT8: "int8",
+    DType.UINT8: "uint8",
+    DType.E4M3: "float8_e4m3fn",
+    DType.E5M2: "float8_e5m2",
+    DType.E8M0: "float8_e8m0fnu",
+}
+_BY_NAME = {str(dtype.value): dtype for dtype in DType} | {f"torch.{name}": own for own, name in _TORCH_NAMES.items()}
+
+
+def check_dtype_name(name: str, value: object, allowed: tuple[DType, ...]) -> DType:
+    """Returns the dtype of a name like "bf16" or of a torch dtype, if it is one of those allowed."""
+    dtype = value if isinstance(value, DType) else _BY_NAME.get(str(value))
+    if dtype is None or dtype not in allowed:
+        names = ", ".join(known.value for known in allowed)
+        raise ArgumentError(argument=name, got=repr(value), expected=f"{names} or a torch dtype of these")
+    return dtype
+
 
 COMPUTE_DTYPES = (DType.BF16, DType.FP16, DType.FP32)
 WEIGHT_DTYPES = (DType.BF16, DType.FP16, DType.FP32, DType.FP64)  # of the routing weights

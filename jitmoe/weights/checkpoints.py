@@ -4,7 +4,8 @@
 Layouts that the kernels read as they are stay views (8-bit codes [E, N, K], 4-bit codes along K in bytes or in
 compressed-tensors' int32 words). Others are repacked once, into the same number of bytes: transposed codes, and the
 int32 words of GPTQ and AWQ. All functions take the tensors of all experts, stacked along the first dimension, and raise
-``ArgumentError`` for shapes and dtypes that do not fit.
+``ArgumentError`` for shapes and dtypes that do not fit. They take torch tensors, DLPack objects, and USM arrays where
+no element has to move. Parameters that require gradients are taken without them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from jitmoe.errors import ArgumentError
+from jitmoe.options import check_flag, check_whole
 from jitmoe.problems.formats import WHOLE, Encoding, WeightFormat
-from jitmoe.problems.fused_moe import DType
-from jitmoe.tensors import adopt, describe
+from jitmoe.problems.fused_moe import COMPUTE_DTYPES, DType
+from jitmoe.tensors import adopt, describe, is_torch
 from jitmoe.weights.quantized import QuantizedTensor
 
 CODES_PER_WORD = 8  # 4-bit codes in an int32
@@ -27,6 +29,7 @@ def load_int4(data: Any, scale: Any) -> QuantizedTensor:
 
     ``scale`` [E, N, K / group], any float dtype; the group size follows from the shapes.
     """
+    data, scale = _taken("data", data), _taken("scale", scale)
     form = WeightFormat(
         encoding=Encoding.INT4, scale_dtype=_scale_dtype(scale), block_n=1, block_k=_group(data, scale, 2)
     )
@@ -38,11 +41,12 @@ def load_mxfp4(blocks: Any, scale: Any) -> QuantizedTensor:
 
     ``scale`` [E, N, K / 32], E8M0 bytes.
     """
+    blocks, scale = _taken("blocks", blocks), _taken("scale", scale)
     shape = _shape("blocks", blocks, DType.UINT8)
     if len(shape) == 4:
         if shape[3] != 16:
             raise ArgumentError(argument="blocks", got=f"shape {list(shape)}", expected="[E, N, K / 32, 16]")
-        blocks = blocks.flatten(2)
+        blocks = _torch("blocks", blocks).flatten(2)
     return QuantizedTensor(
         blocks, scale, WeightFormat(encoding=Encoding.E2M1, scale_dtype=DType.E8M0, block_n=1, block_k=32)
     )
@@ -53,9 +57,12 @@ def load_mxfp8(data: Any, scale: Any, *, k_major: bool = False) -> QuantizedTens
 
     With ``k_major`` they are [E, K, N] and [E, K / 32, N]: the codes are transposed once, the scales stay a view.
     """
+    data, scale = _taken("data", data), _taken("scale", scale)
     encoding = _fp8_encoding(data)
-    if k_major:
-        data, scale = _row_major(data), scale.mT
+    if check_flag("k_major", k_major):
+        _rank3("data", data, "[E, K, N]")
+        _rank3("scale", scale, "[E, K / 32, N]")
+        data, scale = _row_major(_torch("data", data)), scale.mT
     return QuantizedTensor(data, scale, WeightFormat(encoding=encoding, scale_dtype=DType.E8M0, block_n=1, block_k=32))
 
 
@@ -67,13 +74,14 @@ def load_fp8(data: Any, scale: Any, *, block: tuple[int, int] = (128, 128), k_ma
         scale: float32, bf16 or fp16. One element or [1, 1, 1]: per tensor. [E] or [E, 1, 1]: per expert. [E, N] or
             [E, N, 1]: per channel. [E, ceil(N / block_n), ceil(K / block_k)]: blocks (last two swapped with
             ``k_major``).
-        block: (block_n, block_k) of block scales.
+        block: (block_n, block_k) of block scales, each at least 1.
     """
+    data, scale = _torch("data", data), _torch("scale", scale)
     encoding = _fp8_encoding(data)
-    if k_major:
+    if check_flag("k_major", k_major):
         _rank3("data", data, "[E, K, N]")
         data = _row_major(data)
-        scale = scale.mT if getattr(scale, "ndim", 0) == 3 else scale
+        scale = scale.mT if scale.ndim == 3 else scale
     return _eight_bits(data, scale, encoding, block)
 
 
@@ -85,6 +93,7 @@ def load_int8(data: Any, scale: Any, *, block: tuple[int, int] = (128, 128)) -> 
         scale: as for ``load_fp8``; usually [E, N, 1].
         block: (block_n, block_k) of block scales; (1, group size) for groups of K.
     """
+    data, scale = _torch("data", data), _torch("scale", scale)
     _shape("data", data, DType.INT8)
     return _eight_bits(data, scale, Encoding.INT8, block)
 
@@ -92,6 +101,10 @@ def load_int8(data: Any, scale: Any, *, block: tuple[int, int] = (128, 128)) -> 
 def _eight_bits(data: Any, scale: Any, encoding: Encoding, block: tuple[int, int]) -> QuantizedTensor:
     """Returns codes [E, N, K] with scales of the granularity that their shape says."""
     experts, n, k = _rank3("data", data, "[E, N, K]")
+    if not isinstance(block, (tuple, list)) or len(block) != 2:
+        raise ArgumentError(argument="block", got=repr(block), expected="(block_n, block_k), such as (128, 128)")
+    for size in block:
+        check_whole("block", size, 1)
     sizes = tuple(scale.shape)
     blocks = (-(-n // block[0]), -(-k // block[1]))
     if scale.numel() == 1:
@@ -133,9 +146,12 @@ def load_gptq(
     second GEMM's weights take no such order: see ``fold_k_order``.
     """
     codes_per_word = _codes_per_word(num_bits)
+    check_whole("zero_offset", zero_offset, 0, 1)
+    qweight, scales = _torch("qweight", qweight), _torch("scales", scales)
     words = _rank3("qweight", qweight, f"[E, K / {codes_per_word}, N]", DType.INT32)
     experts, k, n = words[0], words[1] * codes_per_word, words[2]
     sizes = _shape("scales", scales, None)
+    _scale_dtype(scales, "scales")
     if len(sizes) != 3 or sizes[0] != experts or sizes[2] != n or sizes[1] == 0 or k % sizes[1]:
         raise ArgumentError(
             argument="scales", got=f"shape {list(sizes)}", expected=f"[{experts}, K / group, {n}] with K = {k}"
@@ -143,6 +159,7 @@ def load_gptq(
     groups = sizes[1]
     zero = None
     if qzeros is not None:
+        qzeros = _torch("qzeros", qzeros)
         _check_zero_words("qzeros", qzeros, (experts, groups, -(-n // CODES_PER_WORD)), num_bits)
         zero = (_nibbles(qzeros)[..., :n] + zero_offset).mT.contiguous()
     order = None if g_idx is None else _order_of_groups(g_idx, experts, k, groups)
@@ -159,7 +176,9 @@ def load_awq(qweight: Any, scales: Any, qzeros: Any) -> QuantizedTensor:
     """
     import torch
 
+    qweight, scales, qzeros = _torch("qweight", qweight), _torch("scales", scales), _torch("qzeros", qzeros)
     words, sizes = _rank3("qweight", qweight, "[E, K, N / 8]", DType.INT32), _shape("scales", scales, None)
+    _scale_dtype(scales, "scales")
     experts, k, n = words[0], words[1], words[2] * CODES_PER_WORD
     if len(sizes) != 3 or sizes[0] != experts or sizes[2] != n or sizes[1] == 0 or k % sizes[1]:
         raise ArgumentError(
@@ -199,6 +218,7 @@ def load_compressed_tensors(
     ``mxfp4-pack-quantized`` for ``load_mxfp4`` and ``mxfp8-quantized`` for ``load_mxfp8``.
     """
     codes_per_word = _codes_per_word(num_bits)
+    packed, scale = _torch("packed", packed), _torch("scale", scale)
     words = _rank3("packed", packed, f"[E, N, K / {codes_per_word}]", DType.INT32)
     experts, n, k = words[0], words[1], words[2] * codes_per_word
     sizes = _shape("scale", scale, None)
@@ -209,6 +229,7 @@ def load_compressed_tensors(
     groups = sizes[2]
     zero = None
     if zero_point is not None:
+        zero_point = _torch("zero_point", zero_point)
         _check_zero_words("zero_point", zero_point, (experts, -(-n // CODES_PER_WORD), groups), num_bits)
         zero = _nibbles(zero_point.mT)[..., :n].mT.contiguous()
     order = None if g_idx is None else _order_of_groups(g_idx, experts, k, groups, may_be_unset=True)
@@ -231,7 +252,7 @@ def fold_k_order(
     def sorted_rows(tensor: Any) -> Any:
         if tensor is None or tensor.shape[1] == 1:
             return tensor
-        return tensor.gather(1, rows.unsqueeze(-1).expand(rows.shape[0], rows.shape[1], tensor.shape[2]))
+        return _torch("w1", tensor).gather(1, rows.unsqueeze(-1).expand(rows.shape[0], rows.shape[1], tensor.shape[2]))
 
     if w1.format.block_n > 1:
         raise ArgumentError(argument="w1", got=f"format {w1.format}", expected="one scale per row: its rows move")
@@ -247,9 +268,13 @@ def row_order(w1: QuantizedTensor, w2: QuantizedTensor, *, interleaved: bool = F
     """Returns int64 [E, rows of w1], where ``fold_k_order`` takes each of w1's rows from; None without an order."""
     import torch
 
+    for name, weights in (("w1", w1), ("w2", w2)):
+        if not isinstance(weights, QuantizedTensor):
+            raise ArgumentError(argument=name, got=type(weights).__name__, expected="a jitmoe.QuantizedTensor")
+    check_flag("interleaved", interleaved)
     if w2.k_order is None:
         return None
-    order, size = w2.k_order.to(torch.int64), w2.shape[2]
+    order, size = _torch("w2", w2.k_order).to(torch.int64), w2.shape[2]
     if w1.shape[1] == size:
         return order
     if w1.shape[1] != 2 * size:
@@ -259,8 +284,23 @@ def row_order(w1: QuantizedTensor, w2: QuantizedTensor, *, interleaved: bool = F
     return torch.cat((order, order + size), dim=1)
 
 
+def _taken(name: str, value: Any) -> Any:
+    """Returns what the weights will hold: an adopted tensor, no gradient of which is wanted."""
+    value = adopt(name, value)
+    return value.detach() if is_torch(value) else value
+
+
+def _torch(name: str, value: Any) -> Any:
+    """Returns a tensor that can be rearranged."""
+    value = _taken(name, value)
+    if not is_torch(value):
+        expected = "a torch tensor or a DLPack object: its elements may have to move"
+        raise ArgumentError(argument=name, got=type(value).__name__, expected=expected)
+    return value
+
+
 def _shape(name: str, value: Any, dtype: DType | None) -> tuple[int, ...]:
-    info = describe(name, adopt(name, value))
+    info = describe(name, value)
     if dtype is not None and info.dtype is not dtype:
         raise ArgumentError(argument=name, got=f"dtype {info.dtype_name}", expected=f"dtype {dtype.value}")
     return info.shape
@@ -273,18 +313,20 @@ def _rank3(name: str, value: Any, expected: str, dtype: DType | None = None) -> 
     return shape
 
 
-def _scale_dtype(scale: Any) -> DType:
-    dtype = describe("scale", adopt("scale", scale)).dtype
-    if dtype not in (DType.FP32, DType.BF16, DType.FP16):
-        raise ArgumentError(argument="scale", got=f"dtype {scale.dtype}", expected="dtype fp32, bf16 or fp16")
-    return dtype
+def _scale_dtype(scale: Any, name: str = "scale") -> DType:
+    info = describe(name, scale)
+    if info.dtype not in COMPUTE_DTYPES:
+        raise ArgumentError(argument=name, got=f"dtype {info.dtype_name}", expected="dtype fp32, bf16 or fp16")
+    assert info.dtype is not None
+    return info.dtype
 
 
 def _fp8_encoding(data: Any) -> Encoding:
-    dtype = describe("data", adopt("data", data)).dtype
-    if dtype not in (DType.E4M3, DType.E5M2):
-        raise ArgumentError(argument="data", got=f"dtype {data.dtype}", expected="float8_e4m3fn or float8_e5m2")
-    return Encoding(dtype.value)
+    info = describe("data", data)
+    if info.dtype not in (DType.E4M3, DType.E5M2):
+        raise ArgumentError(argument="data", got=f"dtype {info.dtype_name}", expected="float8_e4m3fn or float8_e5m2")
+    assert info.dtype is not None
+    return Encoding(info.dtype.value)
 
 
 def _group(data: Any, scale: Any, codes_per_byte: int) -> int:
@@ -304,6 +346,7 @@ def _order_of_groups(g_idx: Any, experts: int, k: int, groups: int, *, may_be_un
     """
     import torch
 
+    g_idx = _torch("g_idx", g_idx)
     if _shape("g_idx", g_idx, DType.INT32) != (experts, k):
         raise ArgumentError(argument="g_idx", got=f"shape {list(g_idx.shape)}", expected=f"{[experts, k]}")
     size = k // groups

@@ -11,30 +11,36 @@ from __future__ import annotations
 from typing import Any
 
 from jitmoe.errors import ArgumentError
-from jitmoe.problems.formats import WHOLE, Encoding, WeightFormat
-from jitmoe.problems.fused_moe import DType
+from jitmoe.options import check_flag, check_member, check_whole
+from jitmoe.problems.formats import SCALE_DTYPES, WHOLE, Encoding, WeightFormat
+from jitmoe.problems.fused_moe import COMPUTE_DTYPES, DType, check_dtype_name
 from jitmoe.reference import E2M1_VALUES
 from jitmoe.tensors import is_torch, torch_dtypes
 from jitmoe.weights.quantized import QuantizedTensor
-
-FLOAT_DTYPES = (DType.BF16, DType.FP16, DType.FP32)
 
 
 def quantize_weights(weights: Any, form: WeightFormat) -> QuantizedTensor:
     """Returns torch weights [E, N, K] in the format ``form``.
 
     Raises:
-        ArgumentError: weights are not finite floats [E, N, K], or K is odd and codes have 4 bits.
+        ArgumentError: weights are not finite floats [E, N, K], or K is odd and codes have 4 bits, or ``form`` is none
+            or has a k-order.
     """
     import torch
 
+    if not isinstance(form, WeightFormat):
+        raise ArgumentError(argument="form", got=repr(form), expected="a jitmoe.WeightFormat")
+
     dtypes = torch_dtypes()
-    if not is_torch(weights) or weights.ndim != 3 or weights.dtype not in [dtypes[dtype] for dtype in FLOAT_DTYPES]:
+    if not is_torch(weights) or weights.ndim != 3 or weights.dtype not in [dtypes[dtype] for dtype in COMPUTE_DTYPES]:
         got = f"{weights.dtype} {list(weights.shape)}" if is_torch(weights) else type(weights).__name__
         raise ArgumentError(argument="weights", got=got, expected="a bf16, fp16 or fp32 torch tensor [E, N, K]")
     if form.has_k_order:
         raise ArgumentError(argument="form", got=str(form), expected="a format without k-order: it comes from GPTQ")
+    weights = weights.detach()
     experts, n, k = weights.shape
+    if weights.numel() == 0:
+        raise ArgumentError(argument="weights", got=f"shape {list(weights.shape)}", expected="[E, N, K] with elements")
     if form.bits == 4 and k % 2:
         raise ArgumentError(argument="weights", got=f"K = {k}", expected="an even K: two 4-bit codes share a byte")
     blocks = form.blocks(n, k)
@@ -119,6 +125,13 @@ def quantize_int8(weights: Any) -> QuantizedTensor:
     )
 
 
+def _fp8(encoding: object) -> Encoding:
+    known = check_member("encoding", encoding, Encoding)
+    if known not in (Encoding.E4M3, Encoding.E5M2):
+        raise ArgumentError(argument="encoding", got=repr(encoding), expected="e4m3 or e5m2")
+    return known
+
+
 def quantize_fp8(
     weights: Any, *, encoding: str | Encoding = Encoding.E4M3, scale: str | tuple[int, int] = "channel"
 ) -> QuantizedTensor:
@@ -129,13 +142,10 @@ def quantize_fp8(
         encoding: "e4m3" or "e5m2".
         scale: "tensor" (one for all experts), "expert", "channel" (one per row) or (block_n, block_k) like (128, 128).
     """
-    encoding = Encoding(encoding)
-    if encoding not in (Encoding.E4M3, Encoding.E5M2):
-        raise ArgumentError(argument="encoding", got=encoding.value, expected="e4m3 or e5m2")
+    encoding = _fp8(encoding)
     known = {"tensor": (WHOLE, WHOLE), "expert": (WHOLE, WHOLE), "channel": (1, WHOLE)}
     block = known.get(scale) if isinstance(scale, str) else scale
-    is_block = isinstance(block, tuple) and len(block) == 2 and all(isinstance(b, int) and b >= 0 for b in block)
-    if block is None or not is_block:
+    if not isinstance(block, tuple) or len(block) != 2:
         raise ArgumentError(argument="scale", got=repr(scale), expected="tensor, expert, channel or (block_n, block_k)")
     form = WeightFormat(encoding=encoding, scale_dtype=DType.FP32, block_n=block[0], block_k=block[1])
     if scale != "tensor":
@@ -146,14 +156,17 @@ def quantize_fp8(
 
 
 def quantize_int4(
-    weights: Any, *, group_size: int = 128, zero_point: bool = False, scale_dtype: str | DType = DType.BF16
+    weights: Any, *, group_size: int = 128, zero_point: bool = False, scale_dtype: Any = DType.BF16
 ) -> QuantizedTensor:
-    """Returns 4-bit integer weights with a scale (with ``zero_point`` an offset) per row and ``group_size`` of K."""
-    if not isinstance(group_size, int) or group_size < 2 or group_size % 2:
+    """Returns 4-bit integer weights with a scale (with ``zero_point`` an offset) per row and ``group_size`` of K.
+
+    ``scale_dtype``: "bf16", "fp16", "fp32", "e8m0" or a torch dtype of these.
+    """
+    if check_whole("group_size", group_size, 2) % 2:
         raise ArgumentError(argument="group_size", got=repr(group_size), expected="an even number, such as 128")
     form = WeightFormat(
-        encoding=Encoding.UINT4 if zero_point else Encoding.INT4,
-        scale_dtype=DType(scale_dtype),
+        encoding=Encoding.UINT4 if check_flag("zero_point", zero_point) else Encoding.INT4,
+        scale_dtype=check_dtype_name("scale_dtype", scale_dtype, SCALE_DTYPES),
         block_n=1,
         block_k=group_size,
         has_zero_point=zero_point,
@@ -174,5 +187,5 @@ def quantize_mxfp4(weights: Any) -> QuantizedTensor:
 def quantize_mxfp8(weights: Any, *, encoding: str | Encoding = Encoding.E4M3) -> QuantizedTensor:
     """Returns MXFP8 weights: FP8 codes, an E8M0 scale per 32 of K (OCP Microscaling Formats v1.0)."""
     return quantize_weights(
-        weights, WeightFormat(encoding=Encoding(encoding), scale_dtype=DType.E8M0, block_n=1, block_k=MX_BLOCK)
+        weights, WeightFormat(encoding=_fp8(encoding), scale_dtype=DType.E8M0, block_n=1, block_k=MX_BLOCK)
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitmoe.errors import ArgumentError
-from jitmoe.problems.formats import WHOLE, Encoding, WeightFormat
+from jitmoe.problems.formats import MAX_ZERO_POINT, Encoding, WeightFormat
 from jitmoe.problems.fused_moe import DType
-from jitmoe.tensors import TensorInfo, adopt, describe
+from jitmoe.tensors import TensorInfo, adopt, describe, is_torch, stream_for, to_host
 
 _DATA_DTYPES = {
     Encoding.INT8: (DType.INT8,),
@@ -25,15 +25,16 @@ _DATA_DTYPES = {
 class QuantizedTensor:
     """Quantized weights [E, N, K]; see ``WeightFormat`` for what code, scale, zero point and order mean.
 
-    Checked when it is made: a wrong shape or dtype is an ``ArgumentError`` that says which one was expected and why.
+    Checked when it is made: a wrong shape or dtype is an ``ArgumentError`` that says which one was expected and why. So
+    is a zero point or an order that kernels cannot take.
 
     Attributes:
         data: [E, N, K] codes of 8 bits (int8, float8, or uint8 with FP8 bits), or [E, N, K / 2] bytes of two codes;
             dense in the last dimension. torch tensors, USM arrays or DLPack objects.
         scale: [E, N / block_n, K / block_k], any strides; dimensions of one block have size 1, and so may E have.
         format: how to read them.
-        zero_point: uint8, shaped like the scales (with ``format.has_zero_point``).
-        k_order: int32 [E, K] (with ``format.has_k_order``).
+        zero_point: uint8 from 0 to 16, shaped like the scales (with ``format.has_zero_point``).
+        k_order: int32 [E, K], a permutation of 0 .. K-1 for each expert (with ``format.has_k_order``).
     """
 
     data: Any
@@ -55,10 +56,6 @@ class QuantizedTensor:
                 argument="data", got=f"strides {data.strides}", expected=f"unit stride in the last dimension, {packing}"
             )
         experts, n, k = self.shape
-        if form.block_k != WHOLE and form.bits == 4 and form.block_k % 2:
-            raise ArgumentError(
-                argument="format", got=f"block_k {form.block_k}", expected="an even number: bytes hold 2 k"
-            )
         blocks_n, blocks_k = form.blocks(n, k)
         block = f"blocks of {form.block_n or 'all'} x {form.block_k or 'all'}"
         dtypes = (DType.E8M0, DType.UINT8) if form.scale_dtype is DType.E8M0 else (form.scale_dtype,)
@@ -73,9 +70,13 @@ class QuantizedTensor:
         for name, wanted in (("zero_point", form.has_zero_point), ("k_order", form.has_k_order)):
             if not wanted and getattr(self, name) is not None:
                 raise ArgumentError(argument=name, got="a tensor", expected=f"None: the format {form} has none")
-        if form.has_zero_point and form.encoding is not Encoding.UINT4:
+        if form.has_zero_point:
+            largest = int(_content(self.zero_point).max())
+            if largest > MAX_ZERO_POINT:
+                raise ArgumentError(argument="zero_point", got=str(largest), expected=f"0 to {MAX_ZERO_POINT}")
+        if form.has_k_order and not _is_order(_content(self.k_order)):
             raise ArgumentError(
-                argument="format", got=f"{form.encoding.value} with zero points", expected="uint4: no other has them"
+                argument="k_order", got="repeated or foreign numbers", expected=f"each of 0 to {k - 1} once per expert"
             )
 
     @staticmethod
@@ -119,3 +120,16 @@ def _info(name: str, value: Any, dtypes: tuple[DType, ...], why: str) -> TensorI
         names = " or ".join(dtype.value for dtype in dtypes)
         raise ArgumentError(argument=name, got=f"dtype {info.dtype_name}", expected=f"dtype {names} ({why})")
     return info
+
+
+def _content(value: Any) -> Any:
+    """Returns a tensor's elements as a torch tensor."""
+    value = adopt("tensor", value)
+    return value if is_torch(value) else to_host(value, stream_for(value, None)[0])
+
+
+def _is_order(order: Any) -> bool:
+    """Whether each row of [E, K] is a permutation."""
+    import torch
+
+    return bool((order.sort(dim=1).values == torch.arange(order.shape[1], device=order.device)).all())

@@ -221,6 +221,23 @@ REFUSED = [
     ("num_bits", lambda: jitmoe.load_compressed_tensors(
         torch.zeros(E, N, 8, dtype=torch.int32), scales(E, N, 4), num_bits=3)),
     ("scale", lambda: jitmoe.load_int4(torch.zeros(E, N, 32, dtype=torch.uint8), torch.rand(E, N, 7))),
+    ("scale", lambda: jitmoe.load_int8(torch.zeros(E, N, K, dtype=torch.int8), None)),
+    ("scale", lambda: jitmoe.load_fp8(torch.zeros(E, N, K).to(torch.float8_e4m3fn), [1.0])),
+    ("scale", lambda: jitmoe.load_mxfp8(torch.zeros(E, K, N).to(torch.float8_e4m3fn), None, k_major=True)),
+    ("block", lambda: jitmoe.load_int8(torch.zeros(E, N, K, dtype=torch.int8), torch.rand(E), block=128)),
+    ("block", lambda: jitmoe.load_int8(torch.zeros(E, N, K, dtype=torch.int8), torch.rand(E), block=(0, 128))),
+    ("block", lambda: jitmoe.load_fp8(torch.zeros(E, N, K).to(torch.float8_e4m3fn), torch.rand(E), block=(128, 1.5))),
+    ("data", lambda: jitmoe.load_mxfp8(
+        torch.zeros(4).to(torch.float8_e4m3fn), torch.zeros(4, dtype=torch.uint8), k_major=True)),
+    ("k_major", lambda: jitmoe.load_fp8(torch.zeros(E, N, K).to(torch.float8_e4m3fn), torch.rand(E), k_major=1)),
+    ("zero_offset", lambda: jitmoe.load_gptq(
+        torch.zeros(E, 8, N, dtype=torch.int32), scales(E, 4, N), torch.zeros(E, 4, N // 8, dtype=torch.int32),
+        zero_offset=2)),
+    ("scales", lambda: jitmoe.load_gptq(
+        torch.zeros(E, 8, N, dtype=torch.int32), torch.zeros(E, 4, N, dtype=torch.int32))),
+    ("qzeros", lambda: jitmoe.load_awq(torch.zeros(E, K, 3, dtype=torch.int32), scales(E, 4, 24), None)),
+    ("w1", lambda: jitmoe.fold_k_order(torch.zeros(E, N, K), torch.zeros(E, K, N))),
+    ("w2", lambda: jitmoe.row_order(jitmoe.quantize_int8(torch.rand(E, N, K)), torch.zeros(E, K, N))),
 ]  # fmt: skip
 
 
@@ -229,3 +246,17 @@ def test_what_does_not_fit_is_named(argument, call):
     with pytest.raises(ArgumentError) as refused:
         call()
     assert refused.value.argument == argument
+
+
+def test_numpy_arrays_do():
+    words = torch.arange(E * 8 * N, dtype=torch.int32).reshape(E, 8, N)
+    given = (words, scales(E, 4, N).float(), torch.zeros(E, 4, N // 8, dtype=torch.int32))
+    plain, of_numpy = jitmoe.load_gptq(*given), jitmoe.load_gptq(*(tensor.numpy() for tensor in given))
+    assert torch.equal(of_numpy.data, plain.data) and torch.equal(of_numpy.zero_point, plain.zero_point)
+
+
+def test_parameters_are_taken_without_gradients():
+    scale = torch.nn.Parameter(torch.rand(E, N, 1))
+    assert not jitmoe.load_int8(torch.zeros(E, N, K, dtype=torch.int8), scale).scale.requires_grad
+    gptq = torch.nn.Parameter(torch.rand(E, 4, N))
+    assert not jitmoe.load_gptq(torch.zeros(E, 8, N, dtype=torch.int32), gptq).scale.requires_grad

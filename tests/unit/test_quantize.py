@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -127,6 +128,19 @@ REFUSED = [
     ("weights", lambda w: jitmoe.quantize_int8(w / 0)),
     ("scale", lambda w: jitmoe.quantize_fp8(w, scale="group")),
     ("group_size", lambda w: jitmoe.quantize_int4(w, group_size=33)),
+    ("group_size", lambda w: jitmoe.quantize_int4(w, group_size=2.0)),
+    ("weights", lambda w: jitmoe.quantize_int8(w[..., :0])),
+    ("form", lambda w: jitmoe.quantize_weights(w, "int8")),
+    ("encoding", lambda w: jitmoe.quantize_fp8(w, encoding="e3m4")),
+    ("encoding", lambda w: jitmoe.quantize_fp8(w, encoding="int8")),
+    ("encoding", lambda w: jitmoe.quantize_mxfp8(w, encoding="int4")),
+    ("encoding", lambda w: jitmoe.quantize_mxfp8(w, encoding=8)),
+    ("scale_dtype", lambda w: jitmoe.quantize_int4(w, scale_dtype=torch.float64)),
+    ("scale_dtype", lambda w: jitmoe.quantize_int4(w, scale_dtype=16)),
+    ("zero_point", lambda w: jitmoe.quantize_int4(w, zero_point=8)),
+    ("block_n", lambda w: jitmoe.quantize_fp8(w, scale=(1.5, 128))),
+    ("scale", lambda w: jitmoe.quantize_fp8(w, scale=(1, 2, 3))),
+    ("scale", lambda w: jitmoe.quantize_fp8(w, scale=["channel"])),
 ]
 
 
@@ -153,3 +167,49 @@ def test_a_quantized_tensor_checks_its_parts():
             jitmoe.QuantizedTensor(*parts)
         assert refused.value.argument == argument
         assert all(word in str(refused.value) for word in words), str(refused.value)
+
+
+def test_zero_points_are_from_0_to_16():
+    good = jitmoe.quantize_int4(torch.randn(2, 8, 64), group_size=32, zero_point=True)
+    for zero in (0, 16):
+        jitmoe.QuantizedTensor(good.data, good.scale, good.format, torch.full_like(good.zero_point, zero))
+    wrong = good.zero_point.clone()
+    wrong[1, 7, 1] = 17
+    with pytest.raises(ArgumentError, match="zero_point: expected 0 to 16, got 17"):
+        jitmoe.QuantizedTensor(good.data, good.scale, good.format, wrong)
+
+
+@pytest.mark.parametrize("place", [64, -1, 5], ids=["too large", "negative", "twice"])
+def test_a_k_order_is_a_permutation(place):
+    good = jitmoe.quantize_int8(torch.randn(2, 8, 64))
+    form = dataclasses.replace(good.format, has_k_order=True)
+    order = torch.stack([torch.randperm(64, generator=torch.Generator().manual_seed(e)).int() for e in range(2)])
+    jitmoe.QuantizedTensor(good.data, good.scale, form, None, order)
+    order[1, order[1].argmin()] = place
+    with pytest.raises(ArgumentError, match="k_order: expected each of 0 to 63 once per expert"):
+        jitmoe.QuantizedTensor(good.data, good.scale, form, None, order)
+
+
+def test_parameters_are_quantized_without_gradients():
+    weights = torch.nn.Parameter(torch.randn(2, 8, 64))
+    for packed in (jitmoe.quantize_int8(weights), jitmoe.quantize_int4(weights, zero_point=True)):
+        assert not packed.scale.requires_grad and not packed.data.requires_grad
+    assert jitmoe.quantize_int8(weights).scale.grad_fn is None
+
+
+def test_formats_are_built_of_names_and_check_them():
+    plain = {"encoding": "uint4", "scale_dtype": "bf16", "block_n": 1, "block_k": 128}
+    form = WeightFormat(**plain, has_zero_point=True)
+    assert form.encoding is Encoding.UINT4 and form.scale_dtype is DType.BF16
+    assert WeightFormat(**{**plain, "scale_dtype": torch.bfloat16}, has_zero_point=True) == form
+    assert jitmoe.quantize_int4(torch.randn(1, 4, 128), zero_point=True, scale_dtype=torch.bfloat16).format == form
+    for name, value in (
+        ("encoding", "int5"), ("encoding", None), ("scale_dtype", "fp64"), ("scale_dtype", "int8"),
+        ("scale_dtype", None), ("block_n", -1), ("block_n", True), ("block_n", "all"), ("block_k", 33),
+        ("block_k", 2.0), ("has_k_order", 1), ("has_zero_point", None),
+    ):  # fmt: skip
+        with pytest.raises(ArgumentError) as refused:
+            WeightFormat(**{**plain, name: value})
+        assert refused.value.argument == name
+    with pytest.raises(ArgumentError, match="has_zero_point"):
+        WeightFormat(**{**plain, "encoding": "int4"}, has_zero_point=True)

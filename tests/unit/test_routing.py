@@ -90,7 +90,7 @@ def test_capacity_is_the_factor_times_the_average_rounded_up():
 def test_temperature_goes_geometrically_from_first_to_last():
     schedule = TemperatureSchedule(first=4.0, last=1.0, num_steps=4)
     assert [schedule.at(step) for step in range(-1, 6)] == pytest.approx([4.0, 4.0, 8**0.5, 2.0, 2**0.5, 1.0, 1.0])
-    for wrong in ({"first": 0.0}, {"first": 2.0, "last": float("nan")}, {"first": 2.0, "num_steps": 0}):
+    for wrong in ({"first": 0.0}, {"first": 2.0, "last": float("nan")}, {"first": 2.0, "num_steps": 0}, {"first": "2"}):
         with pytest.raises(ArgumentError):
             TemperatureSchedule(**wrong)
 
