@@ -77,7 +77,8 @@ def run(op: Op, given: Given, options: Hashable, queue: Any) -> None:
 
     Raises:
         ArgumentError: an argument does not fit; nothing has run.
-        JitMoEError: with ``JITMOE_STRICT=1``, whatever kept the kernels from being used.
+        JitMoEError: with ``JITMOE_STRICT=1`` or ``JITMOE_DISABLE_JIT=1``, whatever kept the kernels from being used.
+        RuntimeUnavailableError, LaunchError: the workspace or a submission failed, for which there is no fallback.
     """
     torch = sys.modules.get("torch")
     first = given[0]

@@ -6,6 +6,8 @@ Every error pickles (it crosses process pools) and says what happened, with the 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,16 @@ class ArgumentError(JitMoEError, ValueError):
     argument: str
     got: str
     expected: str
+
+    def renamed(self, names: Mapping[str, str]) -> ArgumentError:
+        """Returns the error as a function says it that calls its arguments otherwise; ``names`` are old to new."""
+
+        def own(text: str) -> str:
+            return re.sub(r"(?<=\blike )\w+|\w+_\w+", lambda word: names.get(word[0], word[0]), text)
+
+        return ArgumentError(
+            argument=names.get(self.argument, self.argument), got=own(self.got), expected=own(self.expected)
+        )
 
     def __str__(self) -> str:
         return f"{self.argument}: expected {self.expected}, got {self.got}"

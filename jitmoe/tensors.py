@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitmoe.errors import ArgumentError
-from jitmoe.problems.fused_moe import DType
+from jitmoe.problems.fused_moe import DType, check_dtype_name
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import Stream, stream_of
 
@@ -54,17 +54,22 @@ class UsmArray:
     Args:
         memory: an object with ``__sycl_usm_array_interface__`` over bytes; kept alive by the view.
         shape: sizes.
-        dtype: "bf16", "fp16", "fp32", "fp64", "int32" or "int64".
+        dtype: "bf16", "fp16", "fp32", "fp64", "int32", "int64", "int8", "uint8", "e4m3", "e5m2" or "e8m0", or a
+            torch dtype of these.
         strides: in elements; None for C order.
+
+    Raises:
+        ArgumentError: an argument is none of that, or the memory is too small.
     """
 
-    def __init__(
-        self, memory: Any, shape: Sequence[int], dtype: str | DType, strides: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, memory: Any, shape: Sequence[int], dtype: Any, strides: Sequence[int] | None = None) -> None:
         self.memory = memory
         self.shape = tuple(int(size) for size in shape)
-        self.dtype = DType(dtype)
+        self.dtype = check_dtype_name("dtype", dtype, tuple(DType))
         self.strides = _c_order(self.shape) if strides is None else tuple(int(stride) for stride in strides)
+        if not is_usm(memory) or not hasattr(memory, "nbytes"):
+            expected = "USM memory with nbytes, such as dpctl.memory.MemoryUSMDevice"
+            raise ArgumentError(argument="memory", got=type(memory).__name__, expected=expected)
         base = memory.__sycl_usm_array_interface__
         if len(self.strides) != len(self.shape) or any(stride < 0 for stride in self.strides):
             raise ArgumentError(argument="strides", got=str(self.strides), expected=f"{len(self.shape)} strides >= 0")

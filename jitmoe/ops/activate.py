@@ -89,6 +89,9 @@ def activate(
 
 
 def silu_and_mul_moe(gate_output: Any, up_output: Any, *, queue: Any = None) -> None:
-    """Writes silu(gate_output) * up_output into ``gate_output``; both [*, I]."""
-    gate_output = tensors.adopt("gate", gate_output)
-    activate(gate_output, up_output, out=gate_output, queue=queue)
+    """Writes silu(gate_output) * up_output into ``gate_output``; both [*, I]. Raises as ``activate``."""
+    gate_output = tensors.adopt("gate_output", gate_output)
+    try:
+        activate(gate_output, up_output, layout="separate", out=gate_output, queue=queue)
+    except ArgumentError as error:
+        raise error.renamed({"gate": "gate_output", "up": "up_output", "out": "gate_output"}) from None

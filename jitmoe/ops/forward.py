@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from jitmoe import tensors
-from jitmoe.arguments.common import MAX_SLOTS, check_rank, shape_text
+from jitmoe.arguments.common import MAX_SLOTS, check_rank, matrix_layout, shape_text
 from jitmoe.errors import ArgumentError
 from jitmoe.ops.fused_moe import fused_moe
 from jitmoe.options import check_flag, check_whole
@@ -60,7 +60,8 @@ def fused_moe_forward(
         "topk_indices": topk_indices,
     }
     adopted = {name: tensors.adopt(name, value) for name, value in given.items()}
-    _check_shapes({name: tensors.describe(name, value) for name, value in adopted.items()}, top_k)
+    facts = {name: tensors.describe(name, value) for name, value in adopted.items()}
+    _check_shapes(facts, top_k)
     try:
         return fused_moe(
             adopted["hidden_states"],
@@ -74,8 +75,8 @@ def fused_moe_forward(
             queue=queue,
         )
     except ArgumentError as error:
-        name = _NAMES.get(error.argument, error.argument)
-        raise ArgumentError(argument=name, got=error.got, expected=error.expected) from None
+        _check_strides(facts)
+        raise error.renamed(_NAMES) from None
 
 
 def _check_shapes(facts: dict[str, TensorInfo], top_k: object) -> None:
@@ -97,3 +98,13 @@ def _check_shapes(facts: dict[str, TensorInfo], top_k: object) -> None:
     if ids.shape != wanted:
         got = f"shape {shape_text(ids)}"
         raise ArgumentError(argument="topk_indices", got=got, expected=f"[M, top_k] = {list(wanted)}")
+
+
+def _check_strides(facts: dict[str, TensorInfo]) -> None:
+    """Says what is wrong with strides of the weights as they are here; ``fused_moe`` sees the transposed views."""
+    for name in ("gate_weights", "up_weights", "down_weights"):
+        matrix_layout(name, facts[name])
+    gate, up = facts["gate_weights"], facts["up_weights"]
+    if up.strides != gate.strides:
+        got = f"strides {up.strides}"
+        raise ArgumentError(argument="up_weights", got=got, expected=f"{gate.strides}, like gate_weights")

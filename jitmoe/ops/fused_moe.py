@@ -253,8 +253,11 @@ def fused_moe(
 
     Raises:
         ArgumentError: an argument does not fit; nothing has run.
-        JitMoEError: with ``JITMOE_STRICT=1``, whatever kept the kernels from being used. Otherwise that is a warning,
-            once, and the result comes from ``jitmoe.reference``.
+        MissingKernelError: ``JITMOE_DISABLE_JIT=1`` and the cache lacks a kernel. With that setting whatever keeps the
+            kernels from being used is an error, as it is with ``JITMOE_STRICT=1``; otherwise it is a warning, once, and
+            the result comes from ``jitmoe.reference``.
+        RuntimeUnavailableError: the device has no memory for the workspace; nothing has run.
+        LaunchError: the runtime refused a kernel; what was submitted before it still runs.
 
     Gradients: kernels have no backward pass. With gradients enabled and an input that requires one, the
     differentiable reference computes the result (an error with ``JITMOE_STRICT=1``).

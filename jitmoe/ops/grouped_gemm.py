@@ -15,7 +15,7 @@ from jitmoe.ops.routing import route
 from jitmoe.options import check_flag, check_whole
 from jitmoe.problems.fused_moe import COMPUTE_DTYPES
 from jitmoe.problems.grouped_gemm import GROUPED_GEMM
-from jitmoe.problems.routing import MAX_TOP_K, Routing, Scoring
+from jitmoe.problems.routing import MAX_EXPERTS, MAX_TOP_K, Routing, Scoring
 
 
 class GroupedGemmOptions(NamedTuple):
@@ -68,11 +68,19 @@ def grouped_gemm_moe(
         queue: as for ``fused_moe``; so is when the result is there.
 
     Raises:
-        ArgumentError: an argument does not fit; nothing has run.
-        JitMoEError: with ``JITMOE_STRICT=1``, whatever kept the kernels from being used.
+        ArgumentError, JitMoEError: as ``fused_moe``.
     """
     options = GroupedGemmOptions(check_whole("top_k", top_k, 1, MAX_SLOTS), check_flag("trans_b", trans_b))
     calls.run(_GROUPED_GEMM, (A, B, C, D, topk_weights, topk_indices), options, queue)
+
+
+# What the two parts of ``routed_grouped_gemm`` call its arguments.
+_NAMES = {
+    "A": "tokens",
+    "B": "expert_weights",
+    "D": "out",
+    **dict.fromkeys(("router_logits", "topk_weights", "topk_indices"), "routing_weights"),
+}
 
 
 def routed_grouped_gemm(
@@ -93,21 +101,24 @@ def routed_grouped_gemm(
         facts[name] = tensors.describe(name, tensors.adopt(name, value))
         check_rank(name, facts[name], shape, *ranks)
     dtype = check_dtype("tokens", facts["tokens"], COMPUTE_DTYPES)
-    num_experts, _, width = facts["expert_weights"].shape
+    num_experts, hidden_size, width = facts["expert_weights"].shape
+    if not 1 <= num_experts <= MAX_EXPERTS or width == 0 or not 1 <= hidden_size == facts["tokens"].shape[-1]:
+        raise ArgumentError(
+            argument="expert_weights",
+            got=f"shape {shape_text(facts['expert_weights'])}",
+            expected=f"[E, H, D] with 1 <= E <= {MAX_EXPERTS}, H = {facts['tokens'].shape[-1]} and H, D >= 1",
+        )
     wanted = (math.prod(facts["tokens"].shape[:-1]), num_experts)
     if facts["routing_weights"].shape != wanted:
         got = shape_text(facts["routing_weights"])
         raise ArgumentError(argument="routing_weights", got=f"shape {got}", expected=f"[B * S, E] = {list(wanted)}")
     check_whole("top_k", top_k, 1, min(num_experts, MAX_TOP_K))
-    weights, ids = route(routing_weights, Routing(top_k=top_k, scoring=Scoring.NONE), queue=queue)
     tokens = tensors.adopt("tokens", tokens)
     if out is None:
         out = tensors.empty(tokens, (*facts["tokens"].shape[:-1], width), dtype)
     try:
+        weights, ids = route(routing_weights, Routing(top_k=top_k, scoring=Scoring.NONE), queue=queue)
         grouped_gemm_moe(tokens, expert_weights, None, out, weights, ids, top_k, queue=queue)
     except ArgumentError as error:
-        names = {"A": "tokens", "B": "expert_weights", "D": "out"}
-        raise ArgumentError(
-            argument=names.get(error.argument, error.argument), got=error.got, expected=error.expected
-        ) from None
+        raise error.renamed(_NAMES) from None
     return out

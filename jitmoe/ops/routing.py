@@ -17,8 +17,9 @@ from jitmoe.arguments.routing import (
     sort_lengths,
     sort_problem,
 )
+from jitmoe.errors import ArgumentError
 from jitmoe.operation import Problem
-from jitmoe.options import check_whole
+from jitmoe.options import check_flag, check_number, check_whole
 from jitmoe.problems.fused_moe import COMPUTE_DTYPES, INDEX_DTYPES, DType, check_dtype_name
 from jitmoe.problems.routing import ROUTE, GroupScore, Routing, Scoring
 from jitmoe.problems.sorting import LOAD, SORT, ExpertLoad
@@ -156,6 +157,22 @@ def _router(**fields: Any) -> Routing:
         return Routing(**fields)
 
 
+# What Routing and route call the arguments of their short forms, where a router as a whole is no argument.
+_NAMES = {
+    "routing": "router_logits",
+    "scaling_factor": "routed_scaling_factor",
+    "num_shared_experts": "num_fused_shared_experts",
+}
+_GROUPED_NAMES = {
+    **_NAMES,
+    "num_groups": "num_expert_group",
+    "topk_groups": "topk_group",
+    "scoring": "scoring_func",
+    "correction_bias": "e_score_correction_bias",
+    "shared_expert_weight": "routed_scaling_factor",
+}
+
+
 def _topk(
     scoring: Scoring,
     router_logits: Any,
@@ -167,15 +184,18 @@ def _topk(
     ids_dtype: Any,
     queue: Any,
 ) -> tuple[Any, Any]:
-    routing = _router(
-        top_k=top_k,
-        scoring=scoring,
-        renormalize=renormalize,
-        renormalize_epsilon=0.0 if scoring is Scoring.SOFTMAX else DEEPSEEK_EPSILON,
-        scaling_factor=routed_scaling_factor,
-        num_shared_experts=num_fused_shared_experts,
-    )
-    return route(router_logits, routing, correction_bias=correction_bias, ids_dtype=ids_dtype, queue=queue)
+    try:
+        routing = _router(
+            top_k=top_k,
+            scoring=scoring,
+            renormalize=renormalize,
+            renormalize_epsilon=0.0 if scoring is Scoring.SOFTMAX else DEEPSEEK_EPSILON,
+            scaling_factor=routed_scaling_factor,
+            num_shared_experts=num_fused_shared_experts,
+        )
+        return route(router_logits, routing, correction_bias=correction_bias, ids_dtype=ids_dtype, queue=queue)
+    except ArgumentError as error:
+        raise error.renamed(_NAMES) from None
 
 
 def grouped_topk(
@@ -199,21 +219,28 @@ def grouped_topk(
     With ``apply_routed_scaling_factor_on_output`` the factor is in the routed weights, and fused shared experts get
     weight 1; otherwise it is left to the caller, and fused shared experts get 1 / factor.
     """
-    on_output = apply_routed_scaling_factor_on_output
+    on_output = check_flag("apply_routed_scaling_factor_on_output", apply_routed_scaling_factor_on_output)
+    if not on_output and check_number("routed_scaling_factor", routed_scaling_factor) == 0:
+        raise ArgumentError(
+            argument="routed_scaling_factor", got="0", expected="another number: fused shared experts get 1 / it"
+        )
     scoring: Any = scoring_func  # Routing says what is wrong with it
-    routing = _router(
-        top_k=top_k,
-        scoring=scoring,
-        num_groups=num_expert_group,
-        topk_groups=topk_group,
-        group_score=GroupScore.MAX if e_score_correction_bias is None else GroupScore.TOP2_SUM,
-        renormalize=renormalize,
-        renormalize_epsilon=0.0 if scoring_func == Scoring.SOFTMAX.value else DEEPSEEK_EPSILON,
-        scaling_factor=routed_scaling_factor if on_output else 1.0,
-        num_shared_experts=num_fused_shared_experts,
-        shared_expert_weight=1.0 if on_output else 1.0 / routed_scaling_factor,
-    )
-    return route(router_logits, routing, correction_bias=e_score_correction_bias, ids_dtype=ids_dtype, queue=queue)
+    try:
+        routing = _router(
+            top_k=top_k,
+            scoring=scoring,
+            num_groups=num_expert_group,
+            topk_groups=topk_group,
+            group_score=GroupScore.MAX if e_score_correction_bias is None else GroupScore.TOP2_SUM,
+            renormalize=renormalize,
+            renormalize_epsilon=0.0 if scoring_func == Scoring.SOFTMAX.value else DEEPSEEK_EPSILON,
+            scaling_factor=routed_scaling_factor if on_output else 1.0,
+            num_shared_experts=num_fused_shared_experts,
+            shared_expert_weight=1.0 if on_output else 1.0 / routed_scaling_factor,
+        )
+        return route(router_logits, routing, correction_bias=e_score_correction_bias, ids_dtype=ids_dtype, queue=queue)
+    except ArgumentError as error:
+        raise error.renamed(_GROUPED_NAMES) from None
 
 
 class _SortOptions(NamedTuple):

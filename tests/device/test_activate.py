@@ -91,3 +91,19 @@ def test_wrong_arguments(wrong: dict, name: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         jitmoe.activate(**{"gate": torch.zeros(4, 8), "up": torch.zeros(4, 8), **wrong})
     assert caught.value.argument == name
+
+
+@pytest.mark.parametrize(
+    ("gate", "up", "text"),
+    [
+        (torch.zeros(4, 8), None, "up_output: expected a tensor"),
+        (torch.zeros(4, 8), torch.zeros(4, 7), r"up_output: expected \[4, 8\]"),
+        (torch.zeros(4, 8), torch.zeros(4, 8, device="meta"), "up_output: "),
+        (torch.zeros(4, 8).int(), torch.zeros(4, 8), "gate_output: expected dtype"),
+        (torch.zeros(1, 8).expand(4, 8), torch.zeros(4, 8), "gate_output: expected rows that do not overlap"),
+        (None, torch.zeros(4, 8), "gate_output: "),
+    ],
+)
+def test_in_place_refusals_speak_of_its_own_arguments(gate, up, text) -> None:
+    with pytest.raises(ArgumentError, match=text):
+        jitmoe.silu_and_mul_moe(gate, up)

@@ -98,6 +98,15 @@ FORWARD_ERRORS = {
     "top_k no number": ({"top_k": 2.0}, "top_k: expected a whole number from 1 to 32767"),
     "flag": ({"use_grouped_topk": None}, "use_grouped_topk: expected True or False, got None"),
     "renormalize": ({"renormalize": 1}, "renormalize: expected True or False, got 1"),
+    "rows of ids": ({"topk_weights": torch.rand(40, 3)}, r"topk_weights: expected \[40, 2\], like topk_indices"),
+    "strides": (
+        {"up_weights": torch.zeros(5, 40, 72).bfloat16().mT},
+        r"up_weights: expected \(2880, 40, 1\), like gate_weights, got strides \(2880, 1, 72\)",
+    ),
+    "gaps": (
+        {"down_weights": torch.zeros(5, 40, 144).bfloat16()[:, :, ::2]},
+        r"down_weights: expected unit stride in the last or .*, got strides \(5760, 144, 2\)",
+    ),
 }
 
 
@@ -147,7 +156,13 @@ def test_one_gemm_says_what_does_not_fit():
         ((tokens, expert_weights, routing_weights), {"top_k": 3, "activation": "gelu"}, "activation: expected none"),
         ((tokens, expert_weights, routing_weights), {"top_k": 3, "renormalize": True}, "renormalize: expected none"),
         ((tokens, expert_weights.float(), routing_weights), {"top_k": 3}, "expert_weights: expected dtype bf16"),
-        ((tokens, expert_weights.mT, routing_weights), {"top_k": 3}, r"expert_weights: expected \[E, K, N\].* K = 48"),
+        ((tokens, expert_weights, routing_weights.double()), {"top_k": 3}, "routing_weights: expected dtype bf16"),
+        ((tokens, expert_weights, routing_weights.mT.contiguous().mT), {"top_k": 3}, "routing_weights: .* unit stride"),
+        ((tokens, expert_weights, to_usm(routing_weights)), {"top_k": 3}, "routing_weights: expected torch cpu"),
+        ((tokens, torch.zeros(1200, 48, 1), torch.rand(42, 1200)), {"top_k": 3}, "expert_weights: .* 1 <= E <= 1024"),
+        ((tokens, torch.zeros(0, 48, 1), torch.rand(42, 0)), {"top_k": 3}, "expert_weights: .* 1 <= E <= 1024"),
+        ((tokens, expert_weights, routing_weights), {"top_k": 3, "out": tokens}, "out: expected"),
+        ((tokens, expert_weights.mT, routing_weights), {"top_k": 3}, r"expert_weights: expected \[E, H, D\] .* H = 48"),
     ):
         with pytest.raises(jitmoe.ArgumentError, match=text):
             jitmoe.fused_moe(*arguments, **options)

@@ -181,8 +181,12 @@ def test_usm_array_checks_itself():
         UsmArray(memory, (4, 4), "fp32", (4,))
     with pytest.raises(jitmoe.ArgumentError, match="strides"):
         UsmArray(memory, (4, 4), "fp32", (4, -1))
-    with pytest.raises(ValueError, match="fp8"):
+    with pytest.raises(jitmoe.ArgumentError, match=r"dtype: .* got 'fp8'"):
         UsmArray(memory, (4, 4), "fp8")
+    for wrong in (None, torch.zeros(16), object()):
+        with pytest.raises(jitmoe.ArgumentError, match="memory: expected USM memory"):
+            UsmArray(wrong, (4, 4), "fp32")
+    assert UsmArray(memory, (4, 4), torch.float32).dtype.value == "fp32"
     assert UsmArray(memory, (4, 4), "fp32").strides == (4, 1)
     assert "shape=(4, 4)" in repr(UsmArray(memory, (4, 4), "fp32"))
 

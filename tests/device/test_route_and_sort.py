@@ -418,3 +418,39 @@ def test_usm_arrays() -> None:
     for found, wanted in zip(aligned, reference.moe_align_block_size(expected[1], 24, 4), strict=True):
         assert torch.equal(host(found, "i4"), wanted)
     assert torch.equal(host(load.counts, "i4"), reference.expert_load(expected[1], 24)[0])
+
+
+GROUPED = {"top_k": 2, "renormalize": True, "num_expert_group": 2, "topk_group": 1}
+SHORT_FORMS = {
+    "groups": (jitmoe.grouped_topk, {**GROUPED, "num_expert_group": 99}, "num_expert_group: "),
+    "groups that do not divide E": (
+        jitmoe.grouped_topk, {**GROUPED, "num_expert_group": 3}, "router_logits: .* num_expert_group = 3"),
+    "groups that remain": (jitmoe.grouped_topk, {**GROUPED, "topk_group": 3}, "topk_group: "),
+    "scoring": (jitmoe.grouped_topk, {**GROUPED, "scoring_func": "relu"}, "scoring_func: "),
+    "factor": (jitmoe.grouped_topk, {**GROUPED, "routed_scaling_factor": "a"}, "routed_scaling_factor: "),
+    "factor left out": (
+        jitmoe.grouped_topk,
+        {**GROUPED, "routed_scaling_factor": 0, "apply_routed_scaling_factor_on_output": False},
+        "routed_scaling_factor: expected another number"),
+    "factor left out, no number": (
+        jitmoe.grouped_topk,
+        {**GROUPED, "routed_scaling_factor": "a", "apply_routed_scaling_factor_on_output": False},
+        "routed_scaling_factor: "),
+    "where the factor is": (
+        jitmoe.grouped_topk, {**GROUPED, "apply_routed_scaling_factor_on_output": 1},
+        "apply_routed_scaling_factor_on_output: "),
+    "bias": (
+        jitmoe.grouped_topk, {**GROUPED, "e_score_correction_bias": torch.zeros(9)}, "e_score_correction_bias: "),
+    "shared": (jitmoe.grouped_topk, {**GROUPED, "num_fused_shared_experts": -1}, "num_fused_shared_experts: "),
+    "softmax, shared": (jitmoe.topk_softmax, {"top_k": 2, "num_fused_shared_experts": 0.5}, "num_fused_shared_exp"),
+    "sigmoid, factor": (jitmoe.topk_sigmoid, {"top_k": 2, "routed_scaling_factor": None}, "routed_scaling_factor: "),
+    "softmax, bias": (jitmoe.topk_softmax, {"top_k": 2, "correction_bias": torch.zeros(9)}, "correction_bias: "),
+    "too many": (jitmoe.topk_sqrt_softplus, {"top_k": 9}, "router_logits: .* top_k = 9 exceeds the 8 experts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHORT_FORMS)
+def test_short_forms_name_their_own_arguments(name):
+    op, arguments, text = SHORT_FORMS[name]
+    with pytest.raises(ArgumentError, match=f"^{text}"):
+        op(torch.zeros(5, 8), **arguments)
