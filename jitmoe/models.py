@@ -20,11 +20,13 @@ from typing import Any, TypeVar
 from jitmoe.errors import ModelError, UnsupportedProblemError
 from jitmoe.model_formats import NAMED, ExpertFormats, formats_of
 from jitmoe.model_routing import Router, router_of
+from jitmoe.problems.activate import ActivateProblem
 from jitmoe.problems.formats import WeightFormat
 from jitmoe.problems.fused_moe import COMPUTE_DTYPES, SWIGLU_ALPHA, Activation, DType, GateUp, Layout, MoEProblem
+from jitmoe.problems.grouped_gemm import GroupedGemmProblem
 from jitmoe.problems.routed import AdjustRoutingProblem
 from jitmoe.problems.routing import RoutingProblem
-from jitmoe.problems.sorting import SortProblem, max_padded_pairs
+from jitmoe.problems.sorting import LoadProblem, SortProblem, max_padded_pairs
 
 CONFIG_NAME = "config.json"
 BIAS_DTYPE = DType.FP32  # of correction biases: how checkpoints hold them and servers keep them
@@ -220,6 +222,59 @@ class MoEModel:
             weights_dtype=weights_dtype,
             weights_row_stride=self.top_k,
             zeroed_bytes=num_tokens * self.hidden_size * self.dtype.num_bytes,
+        )
+
+    def load_problem(self, num_tokens: int, *, ids_dtype: DType) -> LoadProblem:
+        """Returns the ``expert_load`` call over all experts that are routed to."""
+        return LoadProblem(
+            num_tokens=num_tokens,
+            top_k=self.top_k,
+            num_experts=self._num_routed_experts,
+            ids_dtype=ids_dtype,
+            ids_row_stride=self.top_k,
+        )
+
+    def activate_problem(self, num_tokens: int) -> ActivateProblem:
+        """Returns the ``activate`` call between both GEMMs: a row for each of a token's experts."""
+        self.check()
+        size = self.intermediate_size
+        return ActivateProblem(
+            num_rows=num_tokens * self.top_k,
+            num_columns=size,
+            dtype=self.dtype,
+            activation=Activation(self.activation),
+            gate_up=self.gate_up,
+            alpha=self.swiglu_alpha,
+            limit=self.swiglu_limit,
+            gate_row_stride=self.gate_up.rows(size),
+            up_row_stride=size if self.gate_up is GateUp.SEPARATE else 0,
+            out_row_stride=size,
+        )
+
+    def product_problem(
+        self, num_tokens: int, *, topk_ids_dtype: DType, topk_weights_dtype: DType, base_alignment: int
+    ) -> GroupedGemmProblem:
+        """Returns the ``grouped_gemm_moe`` call with plain matrices in the shape of w2; see ``problem``."""
+        n, k = self.hidden_size, self.intermediate_size
+        _, layout = self.stored_layouts
+        return GroupedGemmProblem(
+            num_tokens=num_tokens,
+            n=n,
+            k=k,
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+            dtype=self.dtype,
+            topk_ids_dtype=topk_ids_dtype,
+            topk_weights_dtype=topk_weights_dtype,
+            layout=layout,
+            a_row_stride=k,
+            d_row_stride=n,
+            b_expert_stride=n * k,
+            b_stride=k if layout is Layout.NK else n,
+            topk_ids_row_stride=self.top_k,
+            topk_weights_row_stride=self.top_k,
+            bias_dtype=self.dtype if self.has_bias else None,
+            base_alignment=base_alignment,
         )
 
     @property

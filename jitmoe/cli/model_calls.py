@@ -23,7 +23,15 @@ DENSE_TOKENS = 256  # up to here every count is looked at
 STEPS_PER_OCTAVE = 32  # and from here this many per doubling, so that no planner bucket is stepped over
 GPU_ALIGNMENT = 64  # bytes; what allocators give at least, and what 2D block loads need
 
-OPS = ("fused_moe", "route", "moe_align_block_size", "moe_sorting")
+OPS = (
+    "fused_moe",
+    "route",
+    "moe_align_block_size",
+    "moe_sorting",
+    "expert_load",
+    "activate",
+    "grouped_gemm_moe",
+)
 DEFAULT_OPS = ("fused_moe", "route")  # what a model's layer is made of; fused_moe needs no sorting by others
 
 
@@ -131,6 +139,15 @@ def _problems(model: MoEModel, ops: Sequence[str], dtypes: Dtypes, alignment: in
         for i, w in given:
             problem = partial(model.sort_problem, ids_dtype=i, weights_dtype=w)
             yield "moe_sorting", f"ids {i.value}, weights {w.value}", problem
+    if "expert_load" in ops:
+        for i in dtypes.ids:
+            yield "expert_load", f"ids {i.value}", partial(model.load_problem, ids_dtype=i)
+    if "activate" in ops:
+        yield "activate", model.dtype.value, model.activate_problem
+    if "grouped_gemm_moe" in ops:
+        for i, w in given:
+            problem = partial(model.product_problem, topk_ids_dtype=i, topk_weights_dtype=w, base_alignment=alignment)
+            yield "grouped_gemm_moe", f"ids {i.value}, weights {w.value}", problem
 
 
 def _experts(layer: MoEModel, given: Sequence[tuple[DType, DType]], alignment: int) -> _Problems:

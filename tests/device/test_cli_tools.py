@@ -61,6 +61,29 @@ def test_after_warming_up_nothing_is_compiled_or_checked(warm_home: Path):
     assert [record.stat().st_mtime_ns for record in records] == before
 
 
+OTHER_OPS = """
+import torch, jitmoe
+ids, weights = torch.tensor([[0, 1], [2, 3], [1, 1]]), torch.rand(3, 2)
+jitmoe.expert_load(ids, 4)
+jitmoe.activate(torch.randn(6, 96), layout="concatenated")
+d = torch.empty(3, 64)
+jitmoe.grouped_gemm_moe(torch.randn(3, 48), torch.randn(4, 64, 48), None, d, weights, ids, 2, True)
+jitmoe.moe_align_block_size(ids, 4, 16)
+jitmoe.moe_sorting(ids, weights, 4, 64, "fp32")
+"""
+
+
+def test_ops_that_are_asked_for_need_nothing_else(tmp_path: Path):
+    ops = "expert_load,activate,grouped_gemm_moe,moe_align_block_size,moe_sorting"
+    finished = tool("warmup", *SMALL, "--tokens", "3", "--ops", ops, home=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    called = subprocess.run(
+        (sys.executable, "-c", OTHER_OPS), capture_output=True, text=True, timeout=300, check=False,
+        env=environment(tmp_path, JITMOE_DISABLE_JIT="1", JITMOE_STRICT="1"),
+    )  # fmt: skip
+    assert called.returncode == 0, called.stderr
+
+
 # A layer with groups, a correction bias and a shared expert: every way to call it, and what must be the same.
 ROUTED_CONFIG = {
     "model_type": "deepseek_v3", "hidden_size": 64, "moe_intermediate_size": 48, "n_routed_experts": 8, "n_group": 4,

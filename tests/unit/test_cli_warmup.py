@@ -170,6 +170,24 @@ def test_ops_can_be_chosen(compiler, capsys):
     assert "its routing is not known" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("device", ["bmg-g21", "cpu-avx512"])
+@pytest.mark.parametrize("name", MODELS)
+def test_single_ops_follow_the_model(name, device):
+    model = MODELS[name]
+    asked = model_calls.calls_of(
+        device_of(device), model, ("expert_load", "activate", "grouped_gemm_moe"), DTYPES, (300,)
+    )
+    found = {one.op: one.buckets[-1].problem for one in asked}
+    assert (found["expert_load"].num_experts, found["expert_load"].top_k) == (model.num_experts, model.top_k)
+    activate, product = found["activate"], found["grouped_gemm_moe"]
+    assert (activate.num_rows, activate.num_columns) == (300 * model.top_k, model.intermediate_size)
+    assert (activate.activation.value, activate.gate_up, activate.limit) == (
+        model.activation, model.gate_up, model.swiglu_limit)  # fmt: skip
+    assert (product.n, product.k, product.layout) == (
+        model.hidden_size, model.intermediate_size, model.stored_layouts[1])  # fmt: skip
+    assert {one.op for one in asked if "int64" in one.dtypes} == {"expert_load", "grouped_gemm_moe"}
+
+
 def test_routing_is_shown(compiler, capsys):
     assert warmup.main(["deepseek-v3", "--device", "bmg-g21", "--dry-run", "--explain", "--tokens", "8"]) == 0
     out = capsys.readouterr().out
