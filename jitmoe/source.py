@@ -8,7 +8,7 @@ import hashlib
 from enum import Enum
 from pathlib import Path
 
-from jitmoe.spec import Argument, KernelSpec
+from jitmoe.spec import Argument, Constant, KernelSpec
 
 INCLUDE_DIR = Path(__file__).resolve().parent / "sycl_src"
 
@@ -21,12 +21,20 @@ _CPP_TYPES = {
 }
 
 
-def _cpp_constant(name: str, value: bool | int | Enum) -> str:
+def _cpp_constant(name: str, value: Constant) -> str:
+    if isinstance(value, KernelSpec):
+        words = "".join(word.capitalize() for word in name.split("_"))
+        return _cpp_struct(f"{words}Config", value).replace("\n", "\n  ") + ";"
     if isinstance(value, Enum):
         return f"[[maybe_unused]] static constexpr auto {name} = jitmoe::{type(value).__name__}::{value.value};"
     if isinstance(value, bool):
         return f"[[maybe_unused]] static constexpr bool {name} = {str(value).lower()};"
     return f"[[maybe_unused]] static constexpr jitmoe::int32 {name} = {value};"
+
+
+def _cpp_struct(name: str, spec: KernelSpec) -> str:
+    members = "\n".join(f"  {_cpp_constant(member, value)}" for member, value in spec.constants())
+    return f"struct {name} {{\n{members}\n}}"
 
 
 def _cpp_parameter(argument: Argument) -> str:
@@ -35,7 +43,6 @@ def _cpp_parameter(argument: Argument) -> str:
 
 def render(spec: KernelSpec) -> str:
     """Returns the translation unit of ``spec``: one ``Config`` struct and one extern "C" entry point."""
-    members = "\n".join(f"  {_cpp_constant(name, value)}" for name, value in spec.constants())
     parameters = ",\n    ".join(_cpp_parameter(argument) for argument in spec.ARGUMENTS)
     initializers = ", ".join(f".{argument.name} = {argument.name}" for argument in spec.ARGUMENTS)
     properties = [f"JITMOE_ND_RANGE({spec.DIMENSIONS})"]
@@ -49,9 +56,7 @@ def render(spec: KernelSpec) -> str:
 #include <jitmoe/kernel/{spec.KERNEL}.hpp>
 
 namespace {{
-struct Config {{
-{members}
-}};
+{_cpp_struct("Config", spec)};
 }}  // namespace
 
 extern "C" {" ".join(properties)}

@@ -3,7 +3,8 @@
 
 A kernel family is one frozen dataclass derived from ``KernelSpec``. Its fields become the ``Config`` struct of the
 rendered source and, through that source, the cache key; its class attributes say which header implements it and
-which arguments the entry point takes. So a field cannot be forgotten in either place.
+which arguments the entry point takes. So a field cannot be forgotten in either place. A kernel that does the work of
+others has their specs as fields; ``gate_up`` becomes a struct ``GateUpConfig`` inside its ``Config``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Literal, cast, get_args
+from typing import ClassVar, Literal, Union, cast, get_args
 
 ArgumentKind = Literal["in", "out", "int32", "int64", "float32"]  # in: const void*, out: void* (also read)
 
@@ -40,6 +41,9 @@ def arguments(text: str) -> tuple[Argument, ...]:
     return tuple(parsed)
 
 
+Constant = Union[bool, int, Enum, "KernelSpec"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSpec:
     """Base of all kernel families."""
@@ -51,10 +55,12 @@ class KernelSpec:
     SUB_GROUP_SIZE: ClassVar[int] = 0  # 0: the compiler's choice
     WORK_GROUP_SIZE: ClassVar[int] = 0  # 0: given at launch; 1: explicit vectors in single work-items (CPU)
 
-    def constants(self) -> Iterator[tuple[str, bool | int | Enum]]:
-        """Yields (name, value) of each ``Config`` member in declaration order."""
+    def constants(self) -> Iterator[tuple[str, Constant]]:
+        """Yields (name, value) of each ``Config`` member in declaration order; fields that are None have none."""
         for spec_field in dataclasses.fields(self):
-            yield spec_field.name, getattr(self, spec_field.name)
+            value = getattr(self, spec_field.name)
+            if value is not None:
+                yield spec_field.name, value
 
     @property
     def entry_name(self) -> str:

@@ -26,12 +26,13 @@ from jitmoe.compilers.sycl_jit import SyclJit, find_sycl_jit
 from jitmoe.compilers.sycl_tla import COPY_HEADER, find_sycl_tla
 from jitmoe.errors import CompileError
 from jitmoe.operation import Problem
-from jitmoe.plan import cutlass, planner_for, xe
+from jitmoe.plan import cutlass, planner_for, xe, xe_single
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.topk_xe import XeTopK
 from jitmoe.plan.xe_specs import (
     QuantConstants,
     XeGemm,
+    XeSingle,
     XeSpec,
     XeVectorDown,
     XeVectorGateUp,
@@ -87,7 +88,8 @@ inline void barrier_wait(SPIRVScope, int = 0) { asm volatile("sbarrier.wait"); }
 """
 
 T = TypeVar("T")
-CUTE_ACTIVATIONS = (Activation.SILU, Activation.GELU)  # of CuTe's kernels, whose epilogues are those of ours
+# Of CuTe's kernels, whose epilogues are those of ours, and of single launches, which have the code of several kernels.
+SOME_ACTIVATIONS = (Activation.SILU, Activation.GELU)
 
 _NOT_CODE = ("//", ".")
 # "load.ugm", "load_block2d.ugm"; on Xe3 "send.ugm" and on cri "sendg.ugm" with the message in the comment
@@ -177,6 +179,9 @@ def describe(spec: XeSpec) -> str:
         operands = f"{spec.layout.value} {spec.weights.value}/{spec.tokens.value}"
         extra = f" {spec.activation.value}" if hasattr(spec, "activation") else ""
         return f"{tile} {groups} {operands} {spec.dtype.value}{extra}{_codes(spec)}"
+    if isinstance(spec, XeSingle):
+        packed = " packed" if spec.pack is not None else ""
+        return f"{describe(spec.gate_up)} then {spec.down.layout.value} {spec.down.weights.value}{packed}"
     if isinstance(spec, (XeVectorGateUp, XeVectorDown)):
         extra = f" {spec.activation.value}" if isinstance(spec, XeVectorGateUp) else ""
         wide = " wide" if spec.wide else ""
@@ -411,18 +416,25 @@ def around_specs(arch: str) -> list[XeSpec]:
 
 
 def specs_for(arch: str, problems: Iterable[MoEProblem], *, cute: bool = False) -> list[XeSpec]:
-    """Returns the distinct kernels of the plans for ``problems`` on ``arch``; ``cute``: those written with CuTe too."""
+    """Returns the distinct kernels of the plans for ``problems`` on ``arch``, in several launches and in one.
+
+    Args:
+        cute: also those written with CuTe.
+    """
     device = offline_device(arch)
     found: dict[XeSpec, None] = {}
     for one in problems:
         choices = [xe.choose(one, device, configs=())]
-        if cute and one.activation in CUTE_ACTIVATIONS and not cutlass.objections(one, device):
+        if cute and one.activation in SOME_ACTIVATIONS and not cutlass.objections(one, device):
             choices.append(cutlass.choose(one, device, configs=()))
         for choice in choices:
             for spec in xe.launches(one, device, choice).specs:
                 if not isinstance(spec, XeSpec):
                     raise TypeError(f"{spec} is no Xe kernel")
                 found[spec] = None
+        some = one.activation in SOME_ACTIVATIONS and one.dtype is DType.BF16
+        if some and not xe.single_launch_objections(one, device, choices[0]):
+            found[xe_single.single_kernel(choices[0])] = None
     return list(found)
 
 

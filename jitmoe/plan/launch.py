@@ -37,6 +37,7 @@ class Plan:
 
     launches: tuple[Launch, ...]
     buffers: tuple[Buffer, ...]
+    counters: tuple[Buffer, ...] = ()  # zero before the first launch; kernels leave them zero; the queue keeps them
     decisions: tuple[str, ...] = field(default=(), compare=False)  # what was chosen or rejected, and why
 
     @property
@@ -46,16 +47,32 @@ class Plan:
 
     @property
     def workspace_bytes(self) -> int:
-        return sum(_aligned(buffer.num_bytes) for buffer in self.buffers)
+        return _total_bytes(self.buffers)
+
+    @property
+    def counter_bytes(self) -> int:
+        return _total_bytes(self.counters)
 
     def buffer_offsets(self) -> dict[str, int]:
         """Returns each buffer's byte offset in the workspace."""
-        offsets: dict[str, int] = {}
-        position = 0
-        for buffer in self.buffers:
-            offsets[buffer.name] = position
-            position += _aligned(buffer.num_bytes)
-        return offsets
+        return _offsets(self.buffers)
+
+    def counter_offsets(self) -> dict[str, int]:
+        """Returns each counter's byte offset in the queue's counters."""
+        return _offsets(self.counters)
+
+
+def _total_bytes(buffers: tuple[Buffer, ...]) -> int:
+    return sum(_aligned(buffer.num_bytes) for buffer in buffers)
+
+
+def _offsets(buffers: tuple[Buffer, ...]) -> dict[str, int]:
+    offsets: dict[str, int] = {}
+    position = 0
+    for buffer in buffers:
+        offsets[buffer.name] = position
+        position += _aligned(buffer.num_bytes)
+    return offsets
 
 
 def _aligned(num_bytes: int) -> int:

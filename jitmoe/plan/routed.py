@@ -40,5 +40,6 @@ def launches(problem: RoutedMoEProblem, device: Device, choice: tuple[Any, Any])
             *(dataclasses.replace(launch, aliases={**launch.aliases, **read}) for launch in second.launches),
         ),
         buffers=(*first.buffers, *second.buffers, *results),
+        counters=(*first.counters, *second.counters),
         decisions=(*first.decisions, *second.decisions),
     )

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Tuned configurations: a CSV of measured tile choices that override the planner's own.
 
-Columns: cu_num, token, model_dim, inter_dim, expert, topk, act_type, dtype, impl, splitK, pad_m, pad_n; others are
-ignored. One row says: on a device with cu_num compute units, for up to ``token`` tokens of such a layer, use the tile
-with pad_m token rows and pad_n columns per work-group and splitK slices of K (0 and 1 both mean unsplit).
+Columns: cu_num, token, model_dim, inter_dim, expert, topk, act_type, dtype, impl, splitK, pad_m, pad_n; run_1stage may
+be missing; others are ignored. One row says: on a device with cu_num compute units, for up to ``token`` tokens of such
+a layer, use the tile with pad_m token rows and pad_n columns per work-group and splitK slices of K (0 and 1 both mean
+unsplit), and with run_1stage = 1 one launch for everything.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ COLUMNS = (
     "pad_m",
     "pad_n",
 )
+SINGLE_LAUNCH_COLUMN = "run_1stage"  # optional
 _ACTIVATIONS = {
     "silu": Activation.SILU,
     "gelu": Activation.GELU,
@@ -66,6 +68,7 @@ class TunedConfig:
     k_slices: int
     block_rows: int
     block_columns: int
+    single_launch: bool
     origin: str  # file and line, for messages
 
     def fits(self, problem: MoEProblem, device: Device) -> bool:
@@ -100,6 +103,7 @@ def parse(text: str, name: str = "tuned config") -> tuple[TunedConfig, ...]:
             continue
         try:
             number = {c: int(row[c]) for c in COLUMNS if c not in ("act_type", "dtype", "impl")}
+            single_launch = int(row.get(SINGLE_LAUNCH_COLUMN) or 0)
         except (TypeError, ValueError):
             raise ArgumentError(argument=origin, got=str(row), expected="whole numbers") from None
         configs.append(
@@ -116,6 +120,7 @@ def parse(text: str, name: str = "tuned config") -> tuple[TunedConfig, ...]:
                 k_slices=max(number["splitK"], 1),
                 block_rows=number["pad_m"],
                 block_columns=number["pad_n"],
+                single_launch=bool(single_launch),
                 origin=origin,
             )
         )

@@ -2,8 +2,9 @@
 """The plan for Intel GPUs: operand classes, tiles, grids and workspace from (problem, device), with reasons.
 
 A call is: route (pairs grouped by expert on the device), pack if the token rows cannot be gathered, gate_up, then per
-chunk of output columns down and combine. The host never learns how many tokens an expert has: grids are fixed by the
-device, and the kernels walk over row blocks that route has counted (scheduler/block_walk.hpp).
+chunk of output columns down and combine; or all of it in one launch (plan/xe_single.py). The host never learns how many
+tokens an expert has: grids are fixed by the device, and the kernels walk over row blocks that route has counted
+(scheduler/block_walk.hpp).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 
 from jitmoe.device import Device, DeviceKind
 from jitmoe.errors import UnsupportedProblemError
-from jitmoe.plan import tuned
+from jitmoe.plan import tuned, xe_single
 from jitmoe.plan.architectures import XeArchitecture, architecture, resident_groups
 from jitmoe.plan.launch import Buffer, Plan
 from jitmoe.plan.tuned import TunedConfig
 from jitmoe.plan.xe_ranges import MAX_ONE_GROUP_PAIRS, ROUTE_LOCAL_SIZE, launch, range_count, range_launches
 from jitmoe.plan.xe_specs import (
+    TICKETS_COUNTER_BYTES,
     XeCombine,
     XeDown,
     XeGateUp,
@@ -36,6 +38,7 @@ from jitmoe.plan.xe_specs import (
     XeRouteCount,
     XeRoutePlace,
     XeRouteScan,
+    XeSingle,
     XeSpec,
     XeTokens,
     XeVectorDown,
@@ -55,11 +58,6 @@ PARTIAL_BYTES = 256 << 20  # bound of the fp32 rows between down and combine; wi
 COLUMN_CHUNK = 256  # chunks are multiples of this many columns: whole tiles of every configuration
 MAX_TILES = 2**31 - 1  # tile ids are 32-bit in kernels
 SURFACE_LIMIT = 1 << 24  # bytes of a 2D surface's width and pitch, and its rows
-
-SINGLE_LAUNCH_REASON = (
-    "single launch: not offered; it needs a barrier over all work-groups, so all of them resident at once "
-    "(root-group launches), which the C launch interface used here cannot ask for"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +144,7 @@ class XeChoice:
     combine: XeCombine
     reasons: tuple[str, ...]
     quantize_inter: XeQuantize | None = None
+    single: XeSingle | None = None  # in the place of all others
 
     @property
     def block_rows(self) -> int:
@@ -388,12 +387,13 @@ def choose(
     down: XeDown | XeVectorDown
     pack: XePack | XeQuantize | None = None
     no_scales = quant_objections(problem)
+    row: TunedConfig | None = None
     if not arch.has_dpas or problem.dtype not in DPAS_DTYPES or no_scales:
         why = f"{problem.dtype.value} has no exact dpas" if arch.has_dpas else f"{arch.name} has no dpas"
         reasons.append(f"vector kernels: {'; '.join(no_scales) or why}")
         gate_up, down = _vector_kernels(problem, emulated)
     else:
-        gate_up, down, more = _dpas_kernels(problem, device, arch, emulated, configs, family)
+        gate_up, down, row, more = _dpas_kernels(problem, device, arch, emulated, configs, family)
         reasons += more
         if gate_up.tokens is not XeTokens.GATHER:
             wide = problem.x_row_stride % 8 == 0 and problem.hidden_size % 8 == 0 and problem.base_alignment % 16 == 0
@@ -422,8 +422,7 @@ def choose(
             XeRoutePlace(simd=arch.simd, **ids),
         )
         reasons.append(f"route: three launches for {problem.num_pairs} pairs (> {MAX_ONE_GROUP_PAIRS})")
-    reasons.append(SINGLE_LAUNCH_REASON)
-    return XeChoice(
+    choice = XeChoice(
         route=route,
         pack=pack,
         gate_up=gate_up,
@@ -432,6 +431,22 @@ def choose(
         reasons=tuple(reasons),
         quantize_inter=quantize_inter,
     )
+    is_single, why = xe_single.decide(row, single_launch_objections(problem, device, choice))
+    return dataclasses.replace(
+        choice, single=xe_single.single_kernel(choice) if is_single else None, reasons=(*choice.reasons, why)
+    )
+
+
+def single_launch_objections(problem: MoEProblem, device: Device, choice: XeChoice) -> list[str]:
+    """Returns why one launch cannot do what ``choice`` does; none if it can."""
+    chunks = ceil_div(problem.hidden_size, _chunk_columns(problem)) if problem.num_pairs else 1
+    return xe_single.objections(problem, device, choice, chunks)
+
+
+def _chunk_columns(problem: MoEProblem) -> int:
+    """Output columns that down and combine do at a time."""
+    at_most = PARTIAL_BYTES // (problem.num_pairs * 4) // COLUMN_CHUNK
+    return min(problem.hidden_size, max(at_most, 1) * COLUMN_CHUNK)
 
 
 def _words(spec: XeQuantize) -> str:
@@ -522,7 +537,7 @@ def _dpas_kernels(
     emulated: bool,
     configs: Sequence[TunedConfig] | None,
     family: Family,
-) -> tuple[XeGateUp, XeDown, list[str]]:
+) -> tuple[XeGateUp, XeDown, TunedConfig | None, list[str]]:
     w1_class, w1_reason = weights_class(problem, arch, "w1")
     w2_class, w2_reason = weights_class(problem, arch, "w2")
     tokens, tokens_reason = tokens_class(problem, arch, family.gathers and problem.w1_quant is None)
@@ -548,12 +563,12 @@ def _dpas_kernels(
             second |= quant_fields(problem, "w2", w2_class)
         return gate_up(**common, tokens=tokens, **first), down(**common, tokens=packed, **second)
 
-    order: list[tuple[Tile, str]] = []
+    order: list[tuple[Tile, str, TunedConfig | None]] = []
     row = tuned.find(tuned.configured() if configs is None else configs, problem, device, family.impl)
     if row is not None:
         tile = tuned_tile(row, candidates)
         if tile is not None:
-            order.append((tile, f"tile {tile.name}: tuned, {row.origin}"))
+            order.append((tile, f"tile {tile.name}: tuned, {row.origin}", row))
         else:
             known = ", ".join(f"{t.block_rows}/{t.block_columns}/{t.k_slices}" for t in candidates)
             reasons.append(
@@ -561,9 +576,9 @@ def _dpas_kernels(
                 f"{row.block_rows}/{row.block_columns}/{row.k_slices} (there are {known})"
             )
     first, why = preferred_tile(problem, candidates)
-    order.append((first, why))
-    order += [(tile, f"tile {tile.name}: the next one that fits") for tile in candidates if tile is not first]
-    for candidate, why in order:
+    order.append((first, why, None))
+    order += [(tile, f"tile {tile.name}: the next one that fits", None) for tile in candidates if tile is not first]
+    for candidate, why, origin in order:
         gate_up, down = kernels(candidate)
         objections = [*tile_objections(gate_up, device, arch), *tile_objections(down, device, arch)]
         if objections:
@@ -576,7 +591,7 @@ def _dpas_kernels(
         )
         if candidate.k_slices > 1:
             reasons.append(f"split-K: {candidate.k_slices} slices in a work-group, added in SLM in a fixed order")
-        return gate_up, down, reasons
+        return gate_up, down, origin, reasons
     raise UnsupportedProblemError(problem=str(problem), reasons=tuple(reasons))
 
 
@@ -593,7 +608,7 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
     max_blocks = _max_blocks(problem, choice.block_rows)
     x_blocks, inter_blocks = (ceil_div(k, problem.input_block_k) if problem.input_block_k else 1 for k in (h, i))
 
-    columns = min(h, max(PARTIAL_BYTES // (pairs * 4) // COLUMN_CHUNK, 1) * COLUMN_CHUNK)
+    columns = _chunk_columns(problem)
     partial_pitch = align_up(columns, 8)
     num_ranges = range_count(problem.num_pairs, device, choice.route)
     routing = {
@@ -720,12 +735,34 @@ def launches(problem: MoEProblem, device: Device, choice: XeChoice) -> Plan:
             launch(choice.combine, groups, ROUTE_LOCAL_SIZE, **routing, **chunk, out_row_stride=problem.out_row_stride)
         )
 
+    counters: tuple[Buffer, ...] = ()
+    if choice.single is not None:
+        one = choice.single
+        grid = _grid(device, arch, one, max_blocks * max(column_tiles, ceil_div(h, width)))
+        single = launch(
+            one,
+            grid,
+            one.local_size,
+            **{**routing, **shared, **numbers},
+            num_ranges=min(num_ranges, one.local_size // one.simd),
+            packed_pitch=packed_pitch,
+            partial_pitch=partial_pitch,
+            max_polls=xe_single.max_polls(device),
+            x_row_stride=problem.x_row_stride,
+            w1_expert_stride=problem.w1_expert_stride,
+            w1_stride=problem.w1_stride,
+            w2_expert_stride=problem.w2_expert_stride,
+            w2_stride=problem.w2_stride,
+            out_row_stride=problem.out_row_stride,
+        )
+        steps, counters = [single], (Buffer("counters", TICKETS_COUNTER_BYTES),)
+
     decisions = [
         *choice.reasons,
         f"at most {max_blocks} row blocks of {choice.block_rows}; grid of {grid} work-groups walks over the tiles",
         f"output in {ceil_div(h, columns)} chunk(s) of {columns} columns ({pairs * partial_pitch * 4} B of fp32 rows)",
     ]
-    return Plan(launches=tuple(steps), buffers=tuple(buffers), decisions=tuple(decisions))
+    return Plan(launches=tuple(steps), buffers=tuple(buffers), counters=counters, decisions=tuple(decisions))
 
 
 def packed_bytes(spec: XePack | XeQuantize) -> int:
@@ -750,7 +787,7 @@ def quant_scalars(quant: WeightQuant, x_blocks: int) -> dict[str, int]:
 def _grid(
     device: Device,
     arch: XeArchitecture,
-    spec: XeGateUp | XeDown | XeVectorGateUp | XeVectorDown,
+    spec: XeGateUp | XeDown | XeVectorGateUp | XeVectorDown | XeSingle,
     max_tiles: int,
 ) -> int:
     groups = resident_groups(device, arch, spec.local_size // spec.simd, spec.large_grf)

@@ -32,7 +32,7 @@ def choose(problem: GroupedGemmProblem, device: Device) -> XeGroupedGemmChoice:
     pieces = problem.dtype.num_bytes // PACK_BYTES
     aligned = all(size * pieces % 8 == 0 for size in (problem.a_row_stride, problem.k))
     return XeGroupedGemmChoice(
-        moe=xe.choose(problem.second_half(), device),
+        moe=dataclasses.replace(xe.choose(problem.second_half(), device), single=None),
         pack=XePack(simd=architecture(device.arch).simd, wide=aligned and problem.base_alignment % 16 == 0),
     )
 
@@ -58,7 +58,11 @@ def launches(problem: GroupedGemmProblem, device: Device, choice: XeGroupedGemmC
         buffers=tuple(buffer for buffer in whole.buffers if buffer.name != "packed_x"),
         decisions=(
             "rows of A: packed in the order of the pairs",
-            *(decision for decision in whole.decisions if not decision.startswith(("w1:", "tokens:"))),
+            *(
+                decision
+                for decision in whole.decisions
+                if not decision.startswith(("w1:", "tokens:", "single launch:"))
+            ),
         ),
     )
 

@@ -18,6 +18,10 @@ from jitmoe.spec import Argument, KernelSpec, arguments
 LARGE_GRF_ACCUMULATORS = {16: 128, 8: 64}
 LARGE_GRF_SLICED_ACCUMULATORS = {16: 64, 8: 64}
 
+# Of scheduler/tickets.hpp.
+TICKETS_LOCAL_BYTES = 64
+TICKETS_COUNTER_BYTES = 3 * 64
+
 ROUTE_ARGUMENTS = arguments(
     """in topk_ids, in expert_map, out route_table, out expert_offsets, out sorted_pairs, out blocks,
     out num_blocks, int32 num_tokens, int32 top_k, int32 num_experts, int32 num_global_experts,
@@ -326,3 +330,41 @@ class XeCombine(XeSpec):
     dtype: DType
     ids_dtype: DType
     has_expert_map: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XeSingle(XeSpec):
+    """A whole call in one launch."""
+
+    KERNEL: ClassVar[str] = "xe_single"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(
+        """in hidden_states, in w1, in w1_up, in w1_bias, in w2, in w2_bias, in topk_weights, in topk_ids,
+        in expert_map, out out, out route_table, out expert_offsets, out sorted_pairs, out blocks,
+        out num_blocks, out packed_x, out inter, out partial, out counters, int32 num_tokens,
+        int32 hidden_size, int32 intermediate_size, int32 num_experts, int32 num_global_experts, int32 top_k,
+        int32 num_ranges, int32 packed_pitch, int32 inter_pitch, int32 partial_pitch, int32 max_polls,
+        int64 x_row_stride, int64 w1_expert_stride, int64 w1_stride, int64 w2_expert_stride, int64 w2_stride,
+        int64 topk_weights_row_stride, int64 topk_ids_row_stride, int64 out_row_stride, float32 swiglu_alpha,
+        float32 swiglu_limit"""
+    )
+    # The kernels whose work it does. Both GEMMs have the same tile.
+    route: XeRoute
+    pack: XePack | None
+    gate_up: XeGateUp
+    down: XeDown
+    combine: XeCombine
+
+    @property
+    def large_grf(self) -> bool:
+        """The steps share one register file: 384 B of the middle tile spilled on pvc in the mode of its GEMMs."""
+        return self.gate_up.accumulator_registers >= LARGE_GRF_SLICED_ACCUMULATORS[self.simd]
+
+    @property
+    def local_size(self) -> int:
+        """Work-items of a work-group."""
+        return self.gate_up.local_size
+
+    @property
+    def local_mem_bytes(self) -> int:
+        """SLM of a work-group: the GEMMs' and the tickets'."""
+        return max(self.gate_up.local_mem_bytes, self.down.local_mem_bytes) + TICKETS_LOCAL_BYTES

@@ -50,14 +50,16 @@ class BoundPlan:
         tensor_names: Sequence[str],
         absent: Collection[str] = (),
     ) -> None:
-        """Binds pointer arguments by name: to a tensor, else to a buffer of the plan, else to null if ``absent``."""
+        """Binds pointer arguments by name: to a tensor, a counter or a buffer of the plan, to null if ``absent``."""
         self._workspace_bytes = plan.workspace_bytes
         self._workspace_at = -1
-        offsets = plan.buffer_offsets()
+        self._counter_bytes = plan.counter_bytes
+        offsets, counter_offsets = plan.buffer_offsets(), plan.counter_offsets()
         tensor_position = {name: position for position, name in enumerate(tensor_names)}
         self._submissions: list[_Submission] = []
         self._tensor_slots: list[tuple[ctypes.Array[ctypes.c_void_p], int, int]] = []
         self._buffer_slots: list[tuple[ctypes.Array[ctypes.c_void_p], int, int]] = []
+        self._counter_slots: list[tuple[ctypes.Array[ctypes.c_void_p], int, int]] = []
         for launch in plan.launches:
             arguments = launch.spec.ARGUMENTS
             slots = (ctypes.c_void_p * len(arguments))()
@@ -87,6 +89,8 @@ class BoundPlan:
                     name = launch.aliases.get(argument.name, argument.name)
                     if name in tensor_position:
                         self._tensor_slots.append((slots, index, tensor_position[name]))
+                    elif name in counter_offsets:
+                        self._counter_slots.append((slots, index, counter_offsets[name]))
                     elif name is not None and (name in offsets or name not in absent):
                         self._buffer_slots.append((slots, index, offsets[name]))
                 else:
@@ -109,6 +113,8 @@ class BoundPlan:
             for slots, index, offset in self._buffer_slots:
                 slots[index] = workspace + offset
             self._workspace_at = workspace
+        for slots, index, offset in self._counter_slots:
+            slots[index] = stream.counters(self._counter_bytes) + offset
         for slots, index, position in self._tensor_slots:
             slots[index] = addresses[position]
         library = sycl.library()

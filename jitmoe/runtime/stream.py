@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""A caller's queue, with the device behind it and the workspace that calls on it share."""
+"""A caller's queue, with the device behind it and the workspace and counters that calls on it share."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 from collections.abc import Iterator
 
@@ -39,6 +40,8 @@ class Stream:
         self.lock = threading.Lock()
         self._workspace = 0
         self._workspace_bytes = 0
+        self._counters = 0
+        self._counter_bytes = 0
 
     def is_same_queue(self, queue_ref: int) -> bool:
         """Whether another ``sycl::queue*`` is a handle of the same queue."""
@@ -60,6 +63,17 @@ class Stream:
                 )
             self._workspace, self._workspace_bytes = address, grown
         return self._workspace
+
+    def counters(self, num_bytes: int) -> int:
+        """Returns the address of at least ``num_bytes`` of device memory that are zero between launches.
+
+        Every launch that uses them leaves them zero, so all share them. Waits when they grow; outgrown ones are kept.
+        """
+        if num_bytes > self._counter_bytes:
+            zeros = ctypes.create_string_buffer(num_bytes)
+            self._counters = self.upload(ctypes.addressof(zeros), num_bytes)
+            self._counter_bytes = num_bytes
+        return self._counters
 
     def wait(self) -> None:
         """Blocks until everything submitted to the queue has finished."""
@@ -89,10 +103,10 @@ class Stream:
         sycl.library().DPCTLfree_with_queue(address, self.queue_ref)
 
     def close(self) -> None:
-        """Waits, then frees the workspace and our handles. Only for streams nobody else uses."""
+        """Waits, then frees workspace, counters and our handles. Only for streams nobody else uses."""
         self.wait()
-        if self._workspace:
-            self.free(self._workspace)
+        for address in filter(None, (self._workspace, self._counters)):
+            self.free(address)
         library = sycl.library()
         library.DPCTLDevice_Delete(self.device_ref)
         library.DPCTLContext_Delete(self.context_ref)

@@ -106,6 +106,10 @@ def perturbed(spec: KernelSpec) -> list[KernelSpec]:
         elif isinstance(value, Enum):
             members = list(type(value))
             other = members[(members.index(value) + 1) % len(members)]
+        elif isinstance(value, KernelSpec):
+            other = perturbed(value)[-1]
+        elif value is None:  # no such part: another family has its fields
+            continue
         elif spec_field.name == "simd":
             other = 24 - value  # 8 or 16
         else:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from helpers.report import isa_report
 from jitmoe.device import CpuIsa, Device
 from jitmoe.errors import UnsupportedProblemError
 from jitmoe.operation import Problem
-from jitmoe.plan import planner_for
+from jitmoe.plan import planner_for, xe, xe_single
+from jitmoe.plan.xe import XeChoice
 from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.problems.fused_moe import Activation, DType, Layout, MoEProblem
 from jitmoe.problems.grouped_gemm import GroupedGemmProblem
@@ -83,12 +85,15 @@ def problems() -> Iterator[Problem]:
 
 
 def specs_of(device: Device) -> tuple[KernelSpec, ...]:
-    """Returns the distinct specs that the device's planner asks for."""
+    """Returns the distinct specs that the device's planner asks for, single launches included."""
     found: dict[KernelSpec, None] = {}
     for problem in problems():
         planner = planner_for(problem, device)
         with contextlib.suppress(UnsupportedProblemError):  # not every planner has every activation yet
-            found.update(dict.fromkeys(planner.launches(problem, device, planner.choose(problem, device)).specs))
+            choice = planner.choose(problem, device)
+            found.update(dict.fromkeys(planner.launches(problem, device, choice).specs))
+            if isinstance(choice, XeChoice) and not xe.single_launch_objections(problem, device, choice):
+                found[xe_single.single_kernel(choice)] = None
     return tuple(found)
 
 
@@ -104,3 +109,13 @@ def devices() -> list[Device]:
 
 def all_specs() -> tuple[KernelSpec, ...]:
     return tuple(dict.fromkeys(spec for device in devices() for spec in specs_of(device)))
+
+
+def emulated(spec: KernelSpec) -> KernelSpec:
+    """Returns ``spec`` with portable intrinsics in all its parts that have some."""
+    changes = {
+        name: emulated(value) if isinstance(value, KernelSpec) else True
+        for name, value in spec.constants()
+        if name == "emulated" or isinstance(value, KernelSpec)
+    }
+    return dataclasses.replace(spec, **changes)

@@ -16,7 +16,7 @@ from helpers.xe_probes import PROBES, compile_probe
 from jitmoe.builder import Builder
 from jitmoe.compilers.base import Artifact, ArtifactKind
 from jitmoe.compilers.ocloc import Ocloc, default_path, execution_environment, find_ocloc
-from jitmoe.plan import xe
+from jitmoe.plan import xe, xe_single
 from jitmoe.plan.architectures import ARCHITECTURES, offline_device
 from jitmoe.plan.xe_specs import XeDown, XeGateUp, XeGemm, XeSpec
 from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat
@@ -161,7 +161,7 @@ def test_quantized_prefill_loops_are_dense(
 @pytest.mark.parametrize(
     ("m", "expected"),
     [
-        (1, {"xe_route": 6, "xe_gate_up": 2, "xe_down": 2, "xe_combine": 0}),
+        (1, {"xe_route": 6, "xe_gate_up": 2, "xe_down": 2, "xe_combine": 0, "xe_single": 16}),
         (8192, {"xe_route_count": 1, "xe_route_scan": 1, "xe_route_place": 2}),
     ],
 )
@@ -180,7 +180,9 @@ def test_no_barrier_is_lost_before_the_gpu_compiler(builder: Builder, m: int, ex
 @pytest.mark.parametrize("arch", ["pvc", "bmg-g21", "dg2"])
 def test_no_barrier_is_lost(builder: Builder, ocloc: Ocloc, arch: str) -> None:
     """The same in native code, for those of work-groups."""
-    barriers = {"xe_route": 3, "xe_gate_up": 2, "xe_down": 2, "xe_combine": 0}  # K slices: before and after the sum
+    # K slices: before and after the sum. One launch: those of the kernels, the first ticket, three waits (for route,
+    # gate_up and down) and the next ticket of each of four steps.
+    barriers = {"xe_route": 3, "xe_gate_up": 2, "xe_down": 2, "xe_combine": 0, "xe_single": 15}
     one = isa_report.moe_problem(num_tokens=1, hidden_size=2048, intermediate_size=768)
     for spec in isa_report.specs_for(arch, [one]):
         image = compile_spec(builder, spec, arch).image
@@ -188,6 +190,31 @@ def test_no_barrier_is_lost(builder: Builder, ocloc: Ocloc, arch: str) -> None:
         instructions, _ = isa_report.parse_assembly(native.assembly)
         assert sum("sync.bar" in line for line in instructions) == barriers.pop(spec.KERNEL)
     assert not barriers
+
+
+@pytest.mark.ocloc
+@pytest.mark.parametrize("arch", ["pvc", "bmg-g21", "ptl-h", "cri", "dg2"])
+@pytest.mark.parametrize("m", [1, 512])
+def test_a_single_launch_has_the_fences_and_loops_of_its_steps(
+    builder: Builder, ocloc: Ocloc, arch: str, m: int
+) -> None:
+    """A wait ends in one fence that drops the core's cache; every step's end has one that waits for its stores."""
+    one = isa_report.moe_problem(num_tokens=m, hidden_size=2048, intermediate_size=768)
+    choice = xe.choose(one, offline_device(arch), configs=())
+    spec = xe_single.single_kernel(choice)
+    row = isa_report.measure(spec, arch, (built := compile_spec(builder, spec, arch)).image, built.seconds, ocloc)
+    assert row.objections == ()
+    alone = isa_report.measure(choice.gate_up, arch, compile_spec(builder, choice.gate_up, arch).image, 0.0, ocloc)
+    assert arch == "dg2" or row.loop_dpas == alone.loop_dpas  # ocloc adds some of its own there
+    assert row.loop_instructions is not None and alone.loop_instructions is not None
+    assert row.loop_instructions <= 1.1 * alone.loop_instructions
+    native = ocloc.compile(built.image, kernel=spec.entry_name, arch=arch, large_grf=spec.large_grf, assembly=True)
+    fences = [
+        line for line in isa_report.parse_assembly(native.assembly)[0] if re.search(r"fence\S*\.(gpu|tile)\b", line)
+    ]
+    dropped = [line for line in fences if "invalidate" in line]
+    assert len(dropped) == 3 + 1  # waits for route, gate_up and down; leaving
+    assert len(fences) - len(dropped) == 2 * 4 + 1  # steps: every sub-group's, and the release; leaving
 
 
 @pytest.mark.ocloc

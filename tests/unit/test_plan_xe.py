@@ -13,19 +13,26 @@ import pytest
 
 from jitmoe.device import Device
 from jitmoe.errors import ArgumentError, UnsupportedProblemError
-from jitmoe.plan import tuned, xe
+from jitmoe.plan import cutlass, plan_for, tuned, xe, xe_grouped_gemm, xe_single
 from jitmoe.plan.architectures import ARCHITECTURES, architecture, offline_device
 from jitmoe.plan.xe_specs import (
+    TICKETS_COUNTER_BYTES,
+    TICKETS_LOCAL_BYTES,
     XeCombine,
     XeDown,
     XeGateUp,
     XeGemm,
+    XePack,
+    XeSingle,
     XeTokens,
     XeVectorGateUp,
     XeWeights,
 )
 from jitmoe.problems.formats import Encoding, InputQuant, WeightFormat
 from jitmoe.problems.fused_moe import Activation, DType, Layout, MoEProblem
+from jitmoe.problems.grouped_gemm import GroupedGemmProblem
+from jitmoe.problems.routed import RoutedMoEProblem
+from jitmoe.problems.routing import Routing, RoutingProblem
 from jitmoe.source import INCLUDE_DIR, render
 
 BMG = offline_device("bmg-g21")
@@ -337,3 +344,121 @@ def test_what_quantized_kernels_cannot_do_is_refused() -> None:
         xe.choose(one, BMG, configs=())
     with pytest.raises(UnsupportedProblemError, match="quantized weights in both"):
         xe.choose(problem(w1_quant=quant, input_quant=InputQuant.E4M3), BMG, configs=())
+
+
+# One launch
+
+
+def asking(one: MoEProblem, device: Device = BMG, value: str = "1") -> tuple[tuned.TunedConfig, ...]:
+    """Rows that ask for one launch with the decode tile, or the middle one for more than 128 tokens."""
+    small = xe.tiles(architecture(device.arch), (XeWeights.BLOCK2D,))[0 if one.num_tokens <= 128 else 1]
+    row = f"{device.num_compute_units},{one.num_tokens},{one.hidden_size},{one.intermediate_size},{one.num_experts}"
+    row += f",{one.top_k},silu,{one.dtype.value},xe,{small.k_slices},{small.block_rows},{small.block_columns},{value}"
+    return tuned.parse(",".join((*tuned.COLUMNS, "run_1stage")) + f"\n{row}\n", "mine.csv")
+
+
+@pytest.mark.parametrize("arch", [name for name, arch in ARCHITECTURES.items() if arch.has_dpas])
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("m", [1, 16, 512])
+def test_a_tuned_row_asks_for_one_launch(arch: str, layout: Layout, m: int) -> None:
+    device, one = offline_device(arch), problem(m=m, w1_layout=layout)
+    choice = xe.choose(one, device, configs=asking(one, device))
+    assert choice.reasons[-1] == "single launch: tuned, mine.csv:2; it has never run on a GPU"
+    several = xe.launches(one, device, dataclasses.replace(choice, single=None))
+    plan = xe.launches(one, device, choice)
+    (launch,) = plan.launches
+    assert isinstance(launch.spec, XeSingle)
+    # The same kernels and the same memory, and the counters.
+    spec = launch.spec
+    parts = [spec.route, *filter(None, (spec.pack,)), spec.gate_up, spec.down, spec.combine]
+    assert parts == [step.spec for step in several.launches]
+    assert isinstance(spec.pack, XePack) == (spec.gate_up.tokens is not XeTokens.GATHER)
+    assert plan.buffers == several.buffers
+    assert (several.counter_bytes, [buffer.name for buffer in plan.counters]) == (0, ["counters"])
+    assert plan.counter_bytes >= TICKETS_COUNTER_BYTES
+    assert set(launch.scalars) == {a.name for a in spec.ARGUMENTS if not a.is_pointer}
+    for step, which in ((several.launches[-3], "w1"), (several.launches[-2], "w2")):
+        for name, value in step.scalars.items():
+            mine = f"{which}_{name[2:]}" if name in ("w_stride", "w_expert_stride") else name
+            assert launch.scalars.get(mine, value) == value, name
+    assert launch.scalars["num_ranges"] <= spec.local_size // spec.simd
+    groups = launch.global_size[0] // launch.local_size[0]
+    resident = device.num_compute_units * (4 if spec.large_grf else 8) // (spec.local_size // spec.simd)
+    assert groups == resident or (m == 1 and groups < resident)  # one token has fewer tiles than pvc holds
+    names = {a.name for a in spec.ARGUMENTS if a.is_pointer} - set(one.OPERATION.tensors)
+    assert names <= {buffer.name for buffer in (*plan.buffers, *plan.counters)}
+    # The self-check runs it, too.
+    small = xe.check_problem(one, choice)
+    assert xe.launches(small, device, choice).specs == (spec,)
+
+
+def test_nobody_gets_one_launch_unasked() -> None:
+    one = problem()
+    for configs in ((), asking(one, value="0"), asking(one, value="")):
+        choice = xe.choose(one, BMG, configs=configs)
+        assert choice.single is None
+        assert choice.reasons[-1] == "single launch: unmeasured, so only where a tuned row has run_1stage = 1"
+    with pytest.raises(ArgumentError, match="whole numbers"):
+        asking(one, value="yes")
+
+
+QUANT = WeightFormat(encoding=Encoding.INT8, scale_dtype=DType.FP32, block_n=1, block_k=0).dense(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "device", "reason"),
+    [
+        (problem(w1_quant=QUANT, w2_quant=QUANT), BMG, "quantized weights"),
+        (problem(dtype=DType.FP32), BMG, "made of the dpas kernels of impl xe"),
+        (problem(), offline_device("mtl"), "made of the dpas kernels of impl xe"),
+        (problem(m=512, e=8), BMG, "16 sub-groups in a work-group exceed 8"),
+        (problem(m=1024, e=512), BMG, "8192 pairs exceed the 4096"),
+        (problem(m=8192, e=512), BMG, "routing takes 3 launches"),
+        (problem(m=64, h=2**21, e=512), BMG, "the output goes in 16 column chunks"),
+        (problem(), dataclasses.replace(BMG, local_mem_bytes=28672), "28736 B of SLM exceed the device's 28672"),
+    ],
+)
+def test_one_launch_is_refused_with_numbers(one: MoEProblem, device: Device, reason: str) -> None:
+    choice = xe.choose(one, device, configs=())
+    assert reason in choice.reasons[-1] and choice.reasons[-1].startswith("single launch: cannot be had (")
+    row = asking(problem())[0]
+    is_single, why = xe_single.decide(row, xe.single_launch_objections(one, device, choice))
+    assert not is_single
+    assert why.startswith("single launch: mine.csv:2 asks for it, but it cannot be had (") and reason in why
+
+
+def test_cute_s_kernels_are_not_in_one_launch() -> None:
+    choice = cutlass.choose(problem(), BMG, configs=())
+    assert choice.single is None
+    assert "made of the dpas kernels of impl xe" in choice.reasons[-1]
+
+
+def test_counters_of_a_chain_and_of_another_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = problem(m=4, topk_ids_dtype=DType.INT32)
+    monkeypatch.setattr(tuned, "configured", lambda: asking(one))
+    routing = RoutingProblem(
+        num_tokens=4, num_experts=128, routing=Routing(top_k=8), dtype=DType.BF16, bias_dtype=None,
+        ids_dtype=DType.INT32, logits_row_stride=128, weights_row_stride=8, ids_row_stride=8,
+    )  # fmt: skip
+    plan = plan_for(RoutedMoEProblem(routing=routing, experts=one), BMG)
+    assert [launch.spec.KERNEL for launch in plan.launches] == ["xe_topk", "xe_single"]
+    assert set(plan.counter_offsets()) == {"counters"}
+    # The second half of a layer is another op, whatever a row says of the layer.
+    gemm = GroupedGemmProblem(
+        num_tokens=4, n=2048, k=768, num_experts=128, top_k=8, dtype=DType.BF16, topk_ids_dtype=DType.INT32,
+        topk_weights_dtype=DType.FP32, layout=Layout.NK, a_row_stride=768, d_row_stride=2048,
+        b_expert_stride=768 * 2048, b_stride=768, topk_ids_row_stride=8, topk_weights_row_stride=8, base_alignment=64,
+    )  # fmt: skip
+    assert xe.choose(gemm.second_half(), BMG).single is not None
+    second = xe_grouped_gemm.launches(gemm, BMG, xe_grouped_gemm.choose(gemm, BMG))
+    assert len(second.launches) == 4 and second.counters == ()
+    assert not any("single launch" in decision for decision in second.decisions)
+
+
+def test_ticket_sizes_mirror_the_header() -> None:
+    text = (INCLUDE_DIR / "jitmoe/scheduler/tickets.hpp").read_text()
+    sizes = dict(re.findall(r"constexpr int32 (k\w+Bytes) = ([\d *]+);", text))
+    assert {name: eval(value) for name, value in sizes.items()} == {
+        "kCounterBytes": TICKETS_COUNTER_BYTES,
+        "kLocalBytes": TICKETS_LOCAL_BYTES,
+    }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
+from typing import ClassVar
 
 import pytest
 from helpers.builders import OtherToySpec, ToySpec, cpu_device, perturbed
@@ -28,6 +29,17 @@ def one_of_each_family() -> list[KernelSpec]:
 
 def family(spec: object) -> str:
     return type(spec).__name__
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WholeSpec(KernelSpec):
+    KERNEL: ClassVar[str] = "whole"
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = ()
+
+    steps: int = 2
+    first_part: ToySpec
+    second_part: OtherToySpec
+    missing: ToySpec | None
 
 
 GOLDEN_TOY = """\
@@ -112,9 +124,13 @@ def test_every_field_changes_text_and_key(spec):
 
 @pytest.mark.parametrize("spec", one_of_each_family(), ids=family)
 def test_the_constants_are_the_fields(spec):
-    assert [name for name, _ in spec.constants()] == [field.name for field in dataclasses.fields(spec)]
-    for name, _ in spec.constants():
-        assert re.search(rf"static constexpr \S+ {name} = ", render(spec))
+    there = [field.name for field in dataclasses.fields(spec) if getattr(spec, field.name) is not None]
+    assert [name for name, _ in spec.constants()] == there
+    for name, value in spec.constants():
+        struct = f"struct {name.title().replace('_', '')}Config {{"
+        assert re.search(
+            rf"static constexpr \S+ {name} = " if not isinstance(value, KernelSpec) else struct, render(spec)
+        )
 
 
 @pytest.mark.parametrize("spec", one_of_each_family(), ids=family)
@@ -143,12 +159,37 @@ def test_the_header_of_every_family_exists_and_names_its_arguments(spec):
         assert re.search(rf"\b{argument.name}\b", text) or "Args" in text, argument
 
 
+def test_a_spec_of_specs_has_their_constants_as_structs():
+    text = render(WholeSpec(first_part=ToySpec(tile=8), second_part=OtherToySpec(), missing=None))
+    assert (
+        """struct Config {
+  [[maybe_unused]] static constexpr jitmoe::int32 steps = 2;
+  struct FirstPartConfig {
+    [[maybe_unused]] static constexpr auto dtype = jitmoe::DType::bf16;
+    [[maybe_unused]] static constexpr auto layout = jitmoe::Layout::nk;
+    [[maybe_unused]] static constexpr jitmoe::int32 tile = 8;
+    [[maybe_unused]] static constexpr bool has_tail = false;
+  };
+  struct SecondPartConfig {
+"""
+        in text
+    )
+    assert "MissingConfig" not in text
+
+
+def all_constant_names(spec):
+    for name, value in spec.constants():
+        yield name
+        if isinstance(value, KernelSpec):
+            yield from all_constant_names(value)
+
+
 def test_specs_do_not_depend_on_token_expert_or_slot_counts():
     for spec in SPECS:
         if isinstance(spec, TopKConstants):  # a router's experts and slots never change, and decide its inner loops
-            assert "num_tokens" not in {name for name, _ in spec.constants()}
+            assert "num_tokens" not in set(all_constant_names(spec))
             continue
-        names = {name for name, _ in spec.constants()}
+        names = set(all_constant_names(spec))
         assert not names & {"num_tokens", "num_experts", "top_k", "m", "e", "k"}
 
 

@@ -128,20 +128,12 @@ template <bool emulated> inline void barrier_wait() {
 #endif
 }
 
-// Adds 1 to a counter in global memory, atomically among all work-items of the device (order does not matter to a sum).
-inline void atomic_increment(int32* counter) {
-#ifdef __SYCL_DEVICE_ONLY__
-  __spirv_AtomicIAdd((JITMOE_GLOBAL int32*)counter, 1, 0, 1);  // Scope Device = 1, MemorySemantics None = 0
-#endif
-}
-
-// SLM of the work-group; one call site is one allocation, so call it from exactly one place of a kernel.
+// SLM of the work-group, null for none; one call site is one allocation, so call it from exactly one place of a kernel.
 template <int32 num_bytes> inline JITMOE_LOCAL void* local_memory() {
 #ifdef __SYCL_DEVICE_ONLY__
-  return __sycl_allocateLocalMemory(num_bytes, 64);
-#else
-  return nullptr;
+  if constexpr (num_bytes > 0) return __sycl_allocateLocalMemory(num_bytes, 64);
 #endif
+  return nullptr;
 }
 
 }  // namespace jitmoe::arch

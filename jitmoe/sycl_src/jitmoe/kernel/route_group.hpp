@@ -18,7 +18,7 @@
 // work-groups (xe_route_count, xe_route_scan, xe_route_place). The order depends on nothing but the ids.
 #pragma once
 
-#include <jitmoe/arch/sub_group.hpp>
+#include <jitmoe/arch/atomics.hpp>
 #include <jitmoe/common/pairs.hpp>
 
 namespace jitmoe::kernel {
@@ -67,7 +67,7 @@ template <class Config, class Args = XeRouteArgs> struct RouteGroup {
     const Range pairs = range(range_index);
     for (int32 p = pairs.begin + lane; p < pairs.end; p += Config::simd) {
       const int32 e = expert_of(p);
-      if (e >= 0) arch::atomic_increment(counts + e);
+      if (e >= 0) arch::atomic_add<arch::Order::relaxed>(counts + e, 1);
     }
   }
 

@@ -13,6 +13,7 @@
 #include <jitmoe/arch/convert.hpp>
 #include <jitmoe/arch/sub_group.hpp>
 #include <jitmoe/common/pairs.hpp>
+#include <jitmoe/kernel/grid.hpp>
 
 namespace jitmoe::kernel {
 
@@ -32,15 +33,14 @@ struct XeCombineArgs {
   int64 out_row_stride;
 };
 
-template <class Config> inline void xe_combine(const XeCombineArgs& args) {
+template <class Config, class Walk>
+inline void combine_rows(const XeCombineArgs& args, Walk& walk, int32 sub_group, int32 num_sub_groups) {
   constexpr int32 kColumns = 4;  // per lane, S apart: each load and store of a sub-group is one contiguous piece
-  const auto item = nd_item<1>();
   const int32 lane = arch::lane_id();
-  const int64 first = int64(item.get_global_id(0)) / Config::simd;
-  const int64 step = int64(item.get_global_range(0)) / Config::simd;
   const int32 pieces = int32(ceil_div(args.num_columns, kColumns * Config::simd));
+  const int64 all = int64(args.num_tokens) * pieces;
 
-  for (int64 piece = first; piece < int64(args.num_tokens) * pieces; piece += step) {
+  scheduler::for_each_by_sub_group(walk, all, sub_group, num_sub_groups, [&](int64 piece) {
     const int32 t = int32(piece / pieces);
     const int32 column = int32(piece % pieces) * kColumns * Config::simd + lane;
     float sum[kColumns] = {};
@@ -57,7 +57,12 @@ template <class Config> inline void xe_combine(const XeCombineArgs& args) {
       const int32 h = column + i * Config::simd;
       if (h < args.num_columns) out[h] = arch::narrow<Config::emulated, Config::dtype>(sum[i]);
     }
-  }
+  });
+}
+
+template <class Config> inline void xe_combine(const XeCombineArgs& args) {
+  auto walk = grid_walk();
+  combine_rows<Config>(args, walk, arch::sub_group_id(), num_sub_groups<Config>());
 }
 
 }  // namespace jitmoe::kernel

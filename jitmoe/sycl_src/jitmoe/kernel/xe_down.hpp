@@ -77,7 +77,9 @@ template <class Config> struct XeDownEpilogue {
   }
 };
 
-template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_down(const XeDownArgs& args) {
+// `slices`: kSliceBytes of SLM.
+template <class Config, class MainLoop = xe_main_loop_t<Config>, class Walk>
+inline void down_tiles(const XeDownArgs& args, Walk& walk, JITMOE_LOCAL void* slices) {
   XeGroupedGemm gemm = grouped_gemm_of(args);
   gemm.x = args.inter;
   gemm.w[0] = gemm.w[1] = args.w2;
@@ -89,11 +91,16 @@ template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_
   gemm.columns = args.num_columns;
   gemm.column_step = 2 * Config::tile_columns;
   if constexpr (Quantized<Config>) describe_quant<Config>(gemm, args);
-  xe_grouped_gemm<Config, MainLoop>(gemm, [&](const scheduler::Tile& tile) {
+  xe_grouped_gemm<Config, MainLoop>(gemm, walk, slices, [&](const scheduler::Tile& tile) {
     return XeDownEpilogue<Config>{args,       gemm.sorted_pairs + tile.first, int64(tile.expert) * args.hidden_size,
                                   tile.count, false,                          -1,
                                   0.0f,       nullptr};
   });
+}
+
+template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_down(const XeDownArgs& args) {
+  auto walk = grid_walk();
+  down_tiles<Config, MainLoop>(args, walk, arch::local_memory<kSliceBytes<Config, MainLoop>>());
 }
 
 }  // namespace jitmoe::kernel

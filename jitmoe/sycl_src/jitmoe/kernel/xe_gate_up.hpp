@@ -128,7 +128,9 @@ template <class Config> struct XeGateUpEpilogue {
   }
 };
 
-template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_gate_up(const XeGateUpArgs& args) {
+// `slices`: kSliceBytes of SLM.
+template <class Config, class MainLoop = xe_main_loop_t<Config>, class Walk>
+inline void gate_up_tiles(const XeGateUpArgs& args, Walk& walk, JITMOE_LOCAL void* slices) {
   constexpr bool kUngated = Config::gate_up == GateUp::ungated, kSeparate = Config::gate_up == GateUp::separate;
   constexpr bool kInterleaved = Config::gate_up == GateUp::interleaved;
   constexpr bool kAlternatingRows = kInterleaved && Config::layout == Layout::nk;
@@ -151,8 +153,13 @@ template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_
     gemm.alternating_rows = kAlternatingRows;
     describe_quant<Config>(gemm, args);
   }
-  xe_grouped_gemm<Config, MainLoop>(gemm,
-                          [&](const scheduler::Tile& tile) { return XeGateUpEpilogue<Config>(args, tile); });
+  xe_grouped_gemm<Config, MainLoop>(
+      gemm, walk, slices, [&](const scheduler::Tile& tile) { return XeGateUpEpilogue<Config>(args, tile); });
+}
+
+template <class Config, class MainLoop = xe_main_loop_t<Config>> inline void xe_gate_up(const XeGateUpArgs& args) {
+  auto walk = grid_walk();
+  gate_up_tiles<Config, MainLoop>(args, walk, arch::local_memory<kSliceBytes<Config, MainLoop>>());
 }
 
 }  // namespace jitmoe::kernel

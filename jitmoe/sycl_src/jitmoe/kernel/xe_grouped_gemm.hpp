@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The grouped GEMM under xe_gate_up and xe_down: persistent walk, sub-group tiles, K slices; an epilogue keeps results.
+// The grouped GEMM under xe_gate_up and xe_down: walk over tiles, sub-group tiles, K slices; an epilogue keeps results.
 //
 // nd_range: grid x (sub_groups_m * sub_groups_n * k_slices * S) work-items, one dimension. Sub-group id within the
 // work-group = (slice * sub_groups_m + m) * sub_groups_n + n. Work-group tile = sub_groups_m * tile_rows rows of one
@@ -7,6 +7,7 @@
 #pragma once
 
 #include <jitmoe/epilogue/routing_weight.hpp>
+#include <jitmoe/kernel/grid.hpp>
 #include <jitmoe/mainloop/k_slices.hpp>
 #include <jitmoe/mainloop/xe_codes_a.hpp>
 #include <jitmoe/mainloop/xe_codes_b.hpp>
@@ -93,15 +94,20 @@ using xe_main_loop_t =
                          Conditional<kConverted<Config>, mainloop::XeCodesB<Config>, mainloop::XeWeightsB<Config>>>::
         type::type;
 
+// SLM that xe_grouped_gemm needs.
+template <class Config, class MainLoop = xe_main_loop_t<Config>>
+constexpr int32 kSliceBytes = mainloop::slice_bytes(
+    Config::k_slices, Config::sub_groups_m * Config::sub_groups_n, MainLoop::kAccumulators, Config::simd);
+
 // Weights as A: epilogue.begin_row(row), then token_lanes(column, first, second): the lane's row, 8 columns from `column`.
 // Weights as B: epilogue.begin_rows(row), then column_lanes(column, first, second): 8 rows, lane n has column + n.
 // Rows count from the row block's first sorted pair and may reach past its count.
-template <class Config, class MainLoop, class MakeEpilogue>
-inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogue) {
+template <class Config, class MainLoop, class Walk, class MakeEpilogue>
+inline void xe_grouped_gemm(const XeGroupedGemm& gemm, Walk& walk, JITMOE_LOCAL void* slices,
+                            MakeEpilogue make_epilogue) {
   constexpr int32 kSubGroups = Config::sub_groups_m * Config::sub_groups_n;
   constexpr int32 kSimd = Config::simd;
 
-  const auto item = nd_item<1>();
   const int32 sub_group = arch::sub_group_id();
   const int32 slice = sub_group / kSubGroups, tile_index = sub_group % kSubGroups;
   const mainloop::Place place{tile_index / Config::sub_groups_n, tile_index % Config::sub_groups_n};
@@ -113,8 +119,7 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
   const int32 num_column_tiles = (gemm.columns + tile_columns - 1) / tile_columns;
 
   scheduler::for_each_tile(
-      gemm.blocks, *gemm.num_blocks, num_column_tiles, int32(item.get_group(0)), int32(item.get_group_range(0)),
-      [&](const scheduler::Tile& tile) {
+      gemm.blocks, *gemm.num_blocks, num_column_tiles, walk, [&](const scheduler::Tile& tile) {
         const int32 row = place.m * Config::tile_rows;
         const int32 column = tile.column * tile_columns + place.n * gemm.column_step;
         const bool active = row < tile.count && column < gemm.columns;
@@ -152,7 +157,7 @@ inline void xe_grouped_gemm(const XeGroupedGemm& gemm, MakeEpilogue make_epilogu
         else if constexpr (kConverted<Config>) MainLoop::run(sums, w, x, quant, tile.expert, place, k_begin, k_end);
         else MainLoop::run(sums, w, x, place, k_begin, k_end);
 
-        mainloop::reduce_slices<Config::k_slices, kSubGroups, kSimd>(sums, slice, tile_index);
+        mainloop::reduce_slices<Config::k_slices, kSubGroups, kSimd>(slices, sums, slice, tile_index);
         if (!active || slice > 0) return;
 
         f32x8 acc[MainLoop::kAccumulators];

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <jitmoe/arch/sub_group.hpp>
+#include <jitmoe/kernel/grid.hpp>
 
 namespace jitmoe::kernel {
 
@@ -27,13 +28,11 @@ struct XePackArgs {
   int64 x_row_stride;
 };
 
-template <class Config> inline void xe_pack(const XePackArgs& args) {
-  const auto item = nd_item<1>();
+template <class Config, class Walk>
+inline void pack_rows(const XePackArgs& args, Walk& walk, int32 sub_group, int32 num_sub_groups) {
   const int32 lane = arch::lane_id();
-  const int32 first = int32(item.get_global_id(0)) / Config::simd;
-  const int32 step = int32(item.get_global_range(0)) / Config::simd;
   const int32 rows = static_cast<const int32*>(args.expert_offsets)[args.num_experts];
-  for (int32 r = first; r < rows; r += step) {
+  scheduler::for_each_by_sub_group(walk, rows, sub_group, num_sub_groups, [&](int32 r) {
     const int32 token = static_cast<const int32*>(args.sorted_pairs)[r] / args.top_k;
     const auto* from = static_cast<const uint16*>(args.hidden_states) + token * args.x_row_stride;
     auto* to = static_cast<uint16*>(args.packed_x) + int64(r) * args.packed_pitch;
@@ -46,7 +45,12 @@ template <class Config> inline void xe_pack(const XePackArgs& args) {
     } else {
       for (int32 h = lane; h < args.packed_pitch; h += Config::simd) to[h] = h < args.hidden_size ? from[h] : uint16(0);
     }
-  }
+  });
+}
+
+template <class Config> inline void xe_pack(const XePackArgs& args) {
+  auto walk = grid_walk();
+  pack_rows<Config>(args, walk, arch::sub_group_id(), num_sub_groups<Config>());
 }
 
 }  // namespace jitmoe::kernel

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <jitmoe/epilogue/routing_weight.hpp>
+#include <jitmoe/kernel/grid.hpp>
 #include <jitmoe/kernel/xe_gemm_args.hpp>
 #include <jitmoe/mainloop/xe_vector_codes.hpp>
 
@@ -18,9 +19,10 @@ template <class Config> inline void xe_vector_down(const XeDownArgs& args) {
   if constexpr (Quantized<Config>) operands.quant = mainloop::quant_of(args);
   const int32 num_column_tiles = (args.num_columns + 2 * kColumns - 1) / (2 * kColumns);
 
+  auto walk = grid_walk();
   scheduler::for_each_tile(
-      static_cast<const int32*>(args.blocks), *static_cast<const int32*>(args.num_blocks), num_column_tiles,
-      int32(item.get_group(0)), int32(item.get_group_range(0)), [&](const scheduler::Tile& tile) {
+      static_cast<const int32*>(args.blocks), *static_cast<const int32*>(args.num_blocks), num_column_tiles, walk,
+      [&](const scheduler::Tile& tile) {
         const int32 n = tile.column * 2 * kColumns + int32(item.get_local_id(0));
         int32 columns[2];
         float bias[2] = {};

@@ -2,7 +2,7 @@
 // Split-K inside a work-group: with few tokens there are few tiles, so several sub-groups share one tile's K range.
 //
 // Slice s computes its part of K; slices 1, 2, ... put their accumulators into SLM and slice 0 adds them in that order,
-// so the result does not depend on timing. SLM: (k_slices - 1) * tiles per work-group * accumulators * 32 S bytes.
+// so the result does not depend on timing. SLM: slice_bytes().
 // Against a split over work-groups this needs no second launch, no fp32 buffer of partial sums and no atomics.
 #pragma once
 
@@ -20,12 +20,17 @@ inline Slice slice_of(int32 steps, int32 slice, int32 slices) {
   return {begin < steps ? begin : steps, end < steps ? end : steps};
 }
 
-// Adds the accumulators (32 B per lane each) of all slices of a tile into those of slice 0. Every sub-group of the work-group calls it.
+// SLM for the accumulators (32 B per lane each) of the slices after the first.
+constexpr int32 slice_bytes(int32 slices, int32 tiles, int32 accumulators, int32 simd) {
+  return (slices - 1) * tiles * accumulators * simd * 32;
+}
+
+// Adds the accumulators of all slices of a tile into those of slice 0. Every sub-group of the work-group calls it.
 template <int32 slices, int32 tiles, int32 simd, class Vector, int32 count>
-inline void reduce_slices(Vector (&acc)[count], int32 slice, int32 tile) {
+inline void reduce_slices(JITMOE_LOCAL void* slm, Vector (&acc)[count], int32 slice, int32 tile) {
   if constexpr (slices > 1) {
     constexpr int32 kVectors = count * simd;  // one sub-group's accumulators: vector index outermost, lane fastest
-    auto* memory = static_cast<JITMOE_LOCAL Vector*>(arch::local_memory<(slices - 1) * tiles * kVectors * 32>());
+    auto* memory = static_cast<JITMOE_LOCAL Vector*>(slm);
     const int32 lane = arch::lane_id();
     if (slice > 0) {
       auto* mine = memory + ((slice - 1) * tiles + tile) * kVectors + lane;
