@@ -141,43 +141,18 @@ def _gate_up(
     return GateUp.INTERLEAVED if options.interleaved else GateUp.CONCATENATED
 
 
-def fused_moe_problem(tensors: Facts, options: FusedMoEOptions, *, look_at_addresses: bool) -> MoEProblem:
-    """Checks the tensors of a ``fused_moe`` call against each other and returns what is asked.
+class _Sizes(NamedTuple):
+    num_tokens: int
+    hidden_size: int
+    intermediate_size: int
+    num_experts: int
+    gate_up: GateUp
 
-    Args:
-        tensors: the operation's tensors by name, None for those that are not given. Of quantized weights, ``w1`` and
-            ``w2`` are the codes.
-        options: everything else.
-        look_at_addresses: whether the addresses' alignment is part of the problem (GPUs).
 
-    Raises:
-        ArgumentError: names the first argument that does not fit, what came and what was expected.
-    """
-    x, w1, w2 = tensors["hidden_states"], tensors["w1"], tensors["w2"]
-    weights, ids, out = tensors["topk_weights"], tensors["topk_ids"], tensors["out"]
+def _sizes(tensors: Facts, options: FusedMoEOptions) -> _Sizes:
+    """Checks the shapes of inputs and weights against each other."""
+    x, w1, w2, w1_up = tensors["hidden_states"], tensors["w1"], tensors["w2"], tensors.get("w1_up")
     assert x is not None and w1 is not None and w2 is not None
-    assert weights is not None and ids is not None and out is not None
-    expert_map, w1_up = tensors["expert_map"], tensors.get("w1_up")
-
-    check_rank("hidden_states", x, "[M, H] or [B, S, H]", 2, 3)
-    check_rank("w1", w1, "[E, 2*I, H]", 3)
-    check_rank("w2", w2, "[E, H, I]", 3)
-    check_rank("topk_ids", ids, "[M, k]", 2)
-    check_rank("topk_weights", weights, "[M, k]", 2)
-
-    dtype = check_dtype("hidden_states", x, COMPUTE_DTYPES)
-    check_dtype("out", out, (dtype,))
-    for name, info, form in (("w1", w1, options.w1_format), ("w2", w2, options.w2_format), ("w1_up", w1_up, None)):
-        if info is not None and form is None:
-            check_dtype(name, info, (dtype,))
-    ids_dtype = check_dtype("topk_ids", ids, INDEX_DTYPES)
-    weights_dtype = check_dtype("topk_weights", weights, WEIGHT_DTYPES)
-
-    check_places(tensors, "hidden_states")
-
-    num_tokens = 1
-    for size in x.shape[:-1]:
-        num_tokens *= size
     hidden_size = x.shape[-1]
     w1_shape, w2_shape = _logical(w1, options.w1_format), _logical(w2, options.w2_format)
     num_experts, w1_rows, _ = w1_shape
@@ -198,6 +173,11 @@ def fused_moe_problem(tensors: Facts, options: FusedMoEOptions, *, look_at_addre
             got=f"shape {list(w2_shape)}",
             expected=f"[E, H, I] = [{num_experts}, {hidden_size}, {likely}] (or I = {w1_rows} without a gate)",
         )
+    return _Sizes(math.prod(x.shape[:-1]), hidden_size, intermediate_size, num_experts, gate_up)
+
+
+def _check_slots(ids: TensorInfo, weights: TensorInfo, num_tokens: int) -> int:
+    """Checks the shapes of a routing and returns k."""
     if ids.shape[0] != num_tokens or not 1 <= ids.shape[1] <= MAX_SLOTS:
         raise ArgumentError(
             argument="topk_ids",
@@ -213,24 +193,71 @@ def fused_moe_problem(tensors: Facts, options: FusedMoEOptions, *, look_at_addre
         raise ArgumentError(
             argument="topk_ids", got=f"{num_tokens * top_k} (token, expert) pairs", expected=f"at most {MAX_PAIRS}"
         )
+    return top_k
+
+
+def _out_row_stride(out: TensorInfo, x: TensorInfo, num_tokens: int) -> int:
+    """Checks the output's shape and rows."""
     if out.shape != x.shape:
         raise ArgumentError(
             argument="out", got=f"shape {shape_text(out)}", expected=f"{shape_text(x)}, like hidden_states"
         )
-    num_global_experts = None
-    if expert_map is not None:
-        check_rank("expert_map", expert_map, "[number of experts on all ranks]", 1)
-        check_dtype("expert_map", expert_map, (DType.INT32,))
-        if expert_map.shape[0] > 1 and expert_map.strides[0] != 1:
-            raise ArgumentError(argument="expert_map", got=f"strides {expert_map.strides}", expected="a dense tensor")
-        num_global_experts = expert_map.shape[0]
-
-    out_row_stride = row_stride("out", out)
-    if num_tokens > 1 and out_row_stride < hidden_size:
+    stride = row_stride("out", out)
+    if num_tokens > 1 and stride < x.shape[-1]:
         raise ArgumentError(argument="out", got=f"strides {out.strides}", expected="rows that do not overlap")
+    return stride
+
+
+def _num_global_experts(expert_map: TensorInfo | None) -> int | None:
+    """Checks the map and returns its length."""
+    if expert_map is None:
+        return None
+    check_rank("expert_map", expert_map, "[number of experts on all ranks]", 1)
+    check_dtype("expert_map", expert_map, (DType.INT32,))
+    if expert_map.shape[0] > 1 and expert_map.strides[0] != 1:
+        raise ArgumentError(argument="expert_map", got=f"strides {expert_map.strides}", expected="a dense tensor")
+    return expert_map.shape[0]
+
+
+def fused_moe_problem(tensors: Facts, options: FusedMoEOptions, *, look_at_addresses: bool) -> MoEProblem:
+    """Checks the tensors of a ``fused_moe`` call against each other and returns what is asked.
+
+    Args:
+        tensors: the operation's tensors by name, None for those that are not given. Of quantized weights, ``w1`` and
+            ``w2`` are the codes.
+        options: everything else.
+        look_at_addresses: whether the addresses' alignment is part of the problem (GPUs).
+
+    Raises:
+        ArgumentError: names the first argument that does not fit, what came and what was expected.
+    """
+    x, w1, w2 = tensors["hidden_states"], tensors["w1"], tensors["w2"]
+    weights, ids, out = tensors["topk_weights"], tensors["topk_ids"], tensors["out"]
+    assert x is not None and w1 is not None and w2 is not None
+    assert weights is not None and ids is not None and out is not None
+    w1_up = tensors.get("w1_up")
+
+    check_rank("hidden_states", x, "[M, H] or [B, S, H]", 2, 3)
+    check_rank("w1", w1, "[E, 2*I, H]", 3)
+    check_rank("w2", w2, "[E, H, I]", 3)
+    check_rank("topk_ids", ids, "[M, k]", 2)
+    check_rank("topk_weights", weights, "[M, k]", 2)
+
+    dtype = check_dtype("hidden_states", x, COMPUTE_DTYPES)
+    check_dtype("out", out, (dtype,))
+    for name, info, form in (("w1", w1, options.w1_format), ("w2", w2, options.w2_format), ("w1_up", w1_up, None)):
+        if info is not None and form is None:
+            check_dtype(name, info, (dtype,))
+    ids_dtype = check_dtype("topk_ids", ids, INDEX_DTYPES)
+    weights_dtype = check_dtype("topk_weights", weights, WEIGHT_DTYPES)
+    check_places(tensors, "hidden_states")
+
+    num_tokens, hidden_size, intermediate_size, num_experts, gate_up = _sizes(tensors, options)
+    top_k = _check_slots(ids, weights, num_tokens)
+    out_row_stride = _out_row_stride(out, x, num_tokens)
+    num_global_experts = _num_global_experts(tensors["expert_map"])
     w1_layout, w1_stride = matrix_layout("w1", w1)
     w2_layout, w2_stride = matrix_layout("w2", w2)
-    assert gate_up is not None
     bias_rows = intermediate_size if gate_up is GateUp.UNGATED else 2 * intermediate_size
     return MoEProblem(
         num_tokens=num_tokens,

@@ -10,6 +10,7 @@ import torch
 
 import jitmoe
 from jitmoe import reference
+from jitmoe.arguments.fused_moe import check_no_order
 from jitmoe.errors import ArgumentError
 
 E, N, K, GROUP = 2, 24, 64, 16
@@ -260,3 +261,9 @@ def test_parameters_are_taken_without_gradients():
     assert not jitmoe.load_int8(torch.zeros(E, N, K, dtype=torch.int8), scale).scale.requires_grad
     gptq = torch.nn.Parameter(torch.rand(E, 4, N))
     assert not jitmoe.load_gptq(torch.zeros(E, 8, N, dtype=torch.int32), gptq).scale.requires_grad
+
+
+def test_a_k_order_of_w2_is_refused_with_the_way_out():
+    form = dataclasses.replace(jitmoe.quantize_int8(torch.rand(E, N, K)).format, has_k_order=True)
+    with pytest.raises(ArgumentError, match=r"w2: expected none: jitmoe.fold_k_order moves it"):
+        check_no_order(form)
