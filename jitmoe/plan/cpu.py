@@ -46,6 +46,8 @@ AMX_ITEMS_PER_CORE_OF_FEW = 16  # up to AMX_FEW_TOKENS: a work-item left over at
 AMX_FEW_TOKENS = 64
 # Every work-item of down reads the whole intermediate. Two per core leave one idle at the end if the other is slower.
 AMX_DOWN_ITEMS_PER_CORE = 4
+# Each k of [K][N] weights is in a page of its own, which costs more than reading a part: few work-items, wide parts.
+AMX_KN_ITEMS_PER_CORE = 2
 # Tokens per expert from which on fp16 is worth cutting into two bf16: at 2 it takes 1.4 times as long, at 8 0.9 times.
 SPLIT_MIN_TOKENS = 6
 MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
@@ -95,11 +97,15 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     if isa.has_tiles and _takes_tiles(problem, isa):
         few = problem.num_tokens <= AMX_FEW_TOKENS
         items = cores * (AMX_ITEMS_PER_CORE_OF_FEW if few else AMX_ITEMS_PER_CORE)
+        gate_up_items = items if problem.w1_layout is Layout.NK else cores * AMX_KN_ITEMS_PER_CORE
+        down_items = items if few else cores * AMX_DOWN_ITEMS_PER_CORE
+        if problem.w2_layout is Layout.KN:
+            down_items = cores * AMX_KN_ITEMS_PER_CORE
         first_gemm = _tiles_gemm(problem, isa, problem.w1_quant, problem.hidden_size) | _prepared(problem)
         second_gemm = _tiles_gemm(problem, isa, problem.w2_quant, problem.intermediate_size)
         rows = common | {"isa": CpuIsa.AVX512_BF16}
         block_tokens = _amx_block_tokens(problem, _tile_element_bytes(first_gemm["isa"], first_gemm["x_dtype"]))
-        down_columns = _amx_down_columns(problem, items if few else cores * AMX_DOWN_ITEMS_PER_CORE)
+        down_columns = _amx_down_columns(problem, down_items)
         return CpuChoice(
             route=route,
             # cpu_rows looks at block_k for int8 in quads alone: one binary for all blocks.
@@ -112,12 +118,12 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
                 **second_gemm, w2_layout=problem.w2_layout, **second, **common
             ),
             gate_up_rows=AMX_TILE,
-            amx_items=items,
+            amx_items=gate_up_items,
             block_tokens=block_tokens,
             down_columns=down_columns,
             decisions=(
                 *decisions,
-                f"gate_up: {items} equal shares of the active experts' rows, up to {block_tokens} tokens at once",
+                f"gate_up: {gate_up_items} equal shares of active experts' rows, up to {block_tokens} tokens at once",
                 f"down: ranges of {down_columns} of {problem.hidden_size} columns",
             ),
         )

@@ -74,6 +74,12 @@ def test_dtypes_layouts_and_sizes(dtype, layouts, shape):
 
 
 @pytest.mark.parametrize("shape", [FEW, MANY], ids=["few pairs", "many pairs"])
+@HALVES
+def test_columns_of_more_rows_than_take_turns(dtype, shape):
+    check(tensors(shape, (900, 560), dtype, layouts=("kn", "kn")), dtype)
+
+
+@pytest.mark.parametrize("shape", [FEW, MANY], ids=["few pairs", "many pairs"])
 @pytest.mark.parametrize("layouts", [("nk", "kn"), ("kn", "nk")], ids="-".join)
 @HALVES
 def test_mixed_layouts(dtype, layouts, shape):

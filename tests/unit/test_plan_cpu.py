@@ -117,6 +117,17 @@ def test_a_token_per_expert_takes_no_tiles():
     assert cpu.choose(transposed, device).gate_up.KERNEL == "cpu_gate_up_amx"
 
 
+def test_columns_go_to_few_work_items():
+    sizes = {"num_tokens": 64, "num_experts": 8, "top_k": 2, "hidden_size": 2048}
+    device = cpu_device(cpu_isa=CpuIsa.AMX_BF16)
+    rows, columns = (
+        cpu.choose(moe_problem(w1_layout=layout, w2_layout=layout, **sizes), device)
+        for layout in (Layout.NK, Layout.KN)
+    )
+    assert columns.amx_items == 2 * device.num_compute_units < rows.amx_items
+    assert columns.down_columns == 2048 / (2 * device.num_compute_units) > rows.down_columns
+
+
 def quantized(encoding: Encoding, block_k: int, **sizes):
     form = WeightFormat(encoding=encoding, scale_dtype=DType.FP32, block_n=1, block_k=block_k)
     return moe_problem(w1_quant=form.dense(1, 1), w2_quant=form.dense(1, 1), **sizes)

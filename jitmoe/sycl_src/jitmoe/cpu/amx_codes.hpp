@@ -37,10 +37,12 @@ template <class Config> struct TileCodes {
   using Element = uint8;
   static constexpr bool in_place = false;
   static constexpr bool asks_while_staging = true;
+  static constexpr int64 staged_k = 1024;  // shorter pieces cost more than reading them from L2
+  static constexpr int64 turn_k = kAllOfK;
   static constexpr bool scales = B::block_k != 0 && !scales_sums<Config>();  // else sums are scaled
   static constexpr int kTogether = 4;  // vectors in one turn of a loop: those of a block of 128
   static constexpr int kBlockVectors = scales ? B::block_k / amx::kStep : 1 << 30;
-  static constexpr int kScaleVectors = int(ceil_div(ceil_div(kStagedK / amx::kStep, kBlockVectors), 16));
+  static constexpr int kScaleVectors = int(ceil_div(ceil_div(staged_k / amx::kStep, kBlockVectors), 16));
   using C = Converters<W, Config::encoding, Config::has_zero_point, Config::scale_dtype>;
   using Floats = Codes<Simd<CpuIsa::avx512, DType::bf16>, Config::encoding, Config::has_zero_point>;
   using Whole = typename Conditional<W::bits == 4, typename C::Any, Unscaled<W>>::type;
@@ -109,7 +111,7 @@ template <class Config> struct TileCodes {
       int64 end = v;
 #pragma clang loop unroll(disable)
       for (int n = 0; n < amx::kRows; ++n)
-        end = part.convert_block(codes + n * stride, v, block, convert, to + n * kStagedK);
+        end = part.convert_block(codes + n * stride, v, block, convert, to + n * staged_k);
       v = end;
       rows_done(amx::kRows * (block + 1) / num_blocks - amx::kRows * block / num_blocks);
     }
@@ -129,7 +131,7 @@ template <class Config> struct TileCodes {
 #pragma clang loop unroll(disable)
     for (int row = 0; row < 2 * amx::kRows;) {
       const int a = row / amx::kRows, n = row % amx::kRows;
-      uint16* const to = staged + row * kStagedK;
+      uint16* const to = staged + row * staged_k;
       if (n >= w.num_rows[a]) {
         for (int64 v = 0; v < part.vectors; ++v) store(to + v * amx::kStep, typename S::units(0u));
         rows_done(1);

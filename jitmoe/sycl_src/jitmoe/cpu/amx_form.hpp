@@ -2,7 +2,7 @@
 // tiles form: C = W X^T for two groups of 16 weight rows and any number of tokens, with AMX.
 //
 //   W   16 + 16 rows of K elements; read where they are if they are bf16 or fp16 [N][K] or multiplied as int8, else
-//       staged: `stage` writes a piece of them as bf16 (or fp16) [2][16][kStagedK] to a small buffer. So a weight format
+//       staged: `stage` writes a piece of them as bf16 (or fp16) [2][16][staged_k] to a small buffer. So a weight format
 //       is one staging function.
 //   X   token tiles [K / 32][16 units][16 tokens], token_tile_dwords<W>(K) apart, zero past K
 //   C   sums[token tile][2][16 rows][16 tokens], fp32 (int32 if int8 are multiplied)
@@ -21,6 +21,7 @@
 
 #include <jitmoe/cpu/amx.hpp>
 #include <jitmoe/cpu/amx_blocks.hpp>
+#include <jitmoe/cpu/beside.hpp>
 #include <jitmoe/cpu/simd.hpp>
 #include <jitmoe/cpu/tiles.hpp>
 
@@ -28,8 +29,8 @@ namespace jitmoe::cpu {
 
 constexpr int kMaxTiles = 16;     // token tiles of one call; plan/cpu.py names the same number
 constexpr int64 kPieceK = 2048;   // 4 KiB per row: long enough for the memory, short enough for the L2 cache
-constexpr int64 kStagedK = 1024;  // 64 KiB of staged weights: shorter pieces cost more than reading them from L2
 constexpr int64 kSoonBytes = 1 << 19;  // tokens are asked for this many bytes of weights ahead of their use
+constexpr int64 kAllOfK = int64(1) << 40;
 constexpr int kTogether = 8;      // multiplications of one loop; a mispredicted end before tiles are stored costs 500 cycles
 
 // Two groups of 16 weight rows of one expert. Rows past num_rows do not exist and count as zero.
@@ -84,7 +85,9 @@ struct Lines {
 };
 
 // How weights become tiles. A format is such a struct; one that is never `in_place` only stages.
-//   stage   writes elements [k0, k0 + num_k) of W's rows as staged[2][16][kStagedK], zero where there are none
+//   staged_k   elements of K that are staged together, and the distance of staged rows
+//   turn_k     elements of K after which other rows take their turn; a multiple of staged_k
+//   stage   writes elements [k0, k0 + num_k) of W's rows as staged[2][16][staged_k], zero where there are none
 //   lines   the cache lines of elements [k0, k0 + num_k)
 //   asks_while_staging   half of the next ones are asked for after staged rows, and only the others after multiplications
 template <class S, Layout layout> struct TileWeights;
@@ -94,6 +97,8 @@ template <class S, Layout layout> struct TileWeights;
 struct TilesInPlace {
   static constexpr bool in_place = true;
   static constexpr bool asks_while_staging = false;
+  static constexpr int64 staged_k = 512;
+  static constexpr int64 turn_k = kAllOfK;
 
   template <class Rows> static const uint8* row(const Rows& w, int a, int64 n) {
     return reinterpret_cast<const uint8*>(w.first[a]) + n * row_bytes(w);
@@ -105,7 +110,7 @@ struct TilesInPlace {
     for (int a = 0; a < 2; ++a)
       for (int n = 0; n < amx::kRows; ++n)
         copy_tail(reinterpret_cast<const uint16*>(row(w, a, n)) + k0, n < w.num_rows[a] ? left : 0,
-                  staged + (a * amx::kRows + n) * kStagedK, int(num_k));
+                  staged + (a * amx::kRows + n) * staged_k, int(num_k));
   }
   template <class Rows> static Lines lines(const Rows& w, int64 k0, int64 num_k) {
     return Lines::of_rows(row(w, 0, 0) + 2 * k0, row(w, 1, 0) + 2 * k0, 2 * num_k, row_bytes(w), amx::kRows);
@@ -118,29 +123,56 @@ template <class S> struct TileWeights<S, Layout::nk> : TilesInPlace {
   using Element = uint16;
 };
 
-// [K][N]: pairs of k are interleaved and transposed in registers.
+// [K][N]: pairs of k are interleaved and transposed in registers. Each k is in a page of its own, and lines of k that are a
+// power of two apart share few places of the L1 cache: steps take turns, so that all of a page that a work-item needs is read
+// before the next ones are.
 template <class S> struct TileWeights<S, Layout::kn> {
   using Rows = WeightRows<uint16>;
   using Element = uint16;
   static constexpr bool in_place = false;
   static constexpr bool asks_while_staging = false;
+  static constexpr int64 staged_k = 128;
+  static constexpr int64 turn_k = 128;
 
-  static void stage(const Rows& w, int64 k0, int64 num_k, int64 k, uint16* staged) {
+  // Of one or two steps, staged[steps][2][16][staged_k]. square_done() is called after each 16 rows x 32 k.
+  template <class SquareDone>
+  static void stage(const Rows (&steps)[2], int num_steps, int64 k0, int64 num_k, int64 k, uint16* staged,
+                    const SquareDone& square_done) {
     uint16 copy[2][S::lanes];
-    for (int a = 0; a < 2; ++a)
-      for (int64 u0 = 0; u0 < num_k / 2; u0 += S::lanes) {
-        typename S::units square[S::lanes];
-#pragma clang loop unroll(disable)
-        for (int u = 0; u < S::lanes; ++u)
-          square[u] = load_columns<S>(w.first[a], w.stride, k0 / 2 + u0 + u, k, 0, w.num_rows[a], copy);
-        transpose<S::lanes>(square);
+    for (int64 i = 0; i < num_k; i += amx::kStep)
+      for (int a = 0; a < 2; ++a)
+        for (int step = 0; step < num_steps; ++step) {
+          const Rows& w = steps[step];
+          const int64 from = k0 + i;
+          typename S::units square[S::lanes];
+          if (w.num_rows[a] == amx::kRows && from + amx::kStep <= k) {
+            const uint16* at = w.first[a] + from * w.stride;
 #pragma unroll
-        for (int n = 0; n < S::lanes; ++n) store(staged + (a * amx::kRows + n) * kStagedK + 2 * u0, square[n]);
-      }
+            for (int u = 0; u < S::lanes; ++u, at += 2 * w.stride) square[u] = pairs_of(at, at + w.stride);
+          } else {
+#pragma clang loop unroll(disable)
+            for (int u = 0; u < S::lanes; ++u)
+              square[u] = load_columns<S>(w.first[a], w.stride, from / 2 + u, k, 0, w.num_rows[a], copy);
+          }
+          transpose<S::lanes>(square);
+          uint16* const to = staged + (step * 2 + a) * amx::kRows * staged_k + i;
+#pragma unroll
+          for (int n = 0; n < S::lanes; ++n) store(to + n * staged_k, square[n]);
+          square_done();
+        }
   }
-  static Lines lines(const Rows& w, int64 k0, int64 num_k) {
-    const int64 from = k0 * w.stride;
-    return Lines::of_rows(w.first[0] + from, w.first[1] + from, 2 * amx::kRows, 2 * w.stride, align_up(num_k, 2));
+  static typename S::units pairs_of(const uint16* even, const uint16* odd) {
+    using Words = Vec<uint16, S::lanes>;
+    return __builtin_convertvector(load<Words>(even), typename S::units) |
+           (__builtin_convertvector(load<Words>(odd), typename S::units) << 16);
+  }
+  // Of the columns of `num_steps` steps, of which w is the first.
+  static Lines lines(const Rows& w, int64 k0, int64 num_k, int64 num_steps) {
+    const bool is_dense = w.first[1] == w.first[0] + amx::kRows;  // 32 columns beside each other
+    const int64 rows = align_up(num_k, 4), half = is_dense ? rows / 2 : 0;
+    const auto* const first = w.first[0] + k0 * w.stride;
+    const auto* const second = is_dense ? first + half * w.stride : w.first[1] + k0 * w.stride;
+    return Lines::of_rows(first, second, num_steps * (is_dense ? 4 : 2) * amx::kRows, 2 * w.stride, rows - half);
   }
 };
 
@@ -170,10 +202,10 @@ template <class W> inline int64 token_tile_dwords(int64 k) {
 
 // Local memory of amx_form.
 template <class W, bool = sums_blocks<W>()> struct FormScratch {
-  uint16 staged[2 * amx::kRows * kStagedK];
+  uint16 staged[(W::turn_k == kAllOfK ? 1 : 2) * 2 * amx::kRows * W::staged_k];  // two steps if rows take turns
 };
 template <class W> struct FormScratch<W, true> {
-  uint16 staged[2 * amx::kRows * kStagedK];
+  uint16 staged[2 * amx::kRows * W::staged_k];
   BlockScratch<ProductOf<W>> blocks;
 };
 constexpr int kSplitBytes = 2 * 2 * amx::kRows * amx::kStep;  // of the high, or low, parts of 32 rows and one step
@@ -181,13 +213,83 @@ constexpr int kSplitBytes = 2 * 2 * amx::kRows * amx::kStep;  // of the high, or
 // How often amx_form multiplies, at least.
 inline int64 multiplications(int num_tiles, int64 k) { return ceil_div(num_tiles, 3) * ceil_div(k, amx::kStep); }
 
-// C = W X^T, see above. `next` are the rows that are needed after these, if any.
+// Whether rows of W take turns, see Turns.
+template <class W> constexpr bool takes_turns() { return W::turn_k != kAllOfK; }
+
+// The order in which steps [first, last), of 32 rows each, and parts of K are multiplied: `together` steps take turns, each
+// with turn_k of K. Where turn_k is all of K that is one step after the other. `rows_of(step)` are a step's rows.
+template <class W> struct Turns {
+  int64 first, last, k, together;
+  int64 step = first, from = 0;
+
+  int64 to() const { return from + W::turn_k < k ? from + W::turn_k : k; }
+  bool completes_step() const { return from + W::turn_k >= k; }
+  int64 slot() const { return (step - first) % together; }
+  int64 end() const { return step - slot() + together < last ? step - slot() + together : last; }  // of those that take turns
+
+  // Goes on; false at the end.
+  bool next() {
+    if (step + 1 == end()) return next_part();
+    ++step;
+    return true;
+  }
+  // Likewise, to another part of K or to steps that have not had a turn yet.
+  bool next_part() {
+    if (completes_step()) step = end(), from = 0;
+    else step -= slot(), from += W::turn_k;
+    return step < last;
+  }
+  // What is asked for together: of one step, or of all from here to the end of the part.
+  template <class RowsOf> Lines lines(const RowsOf& rows_of) const {
+    if constexpr (takes_turns<W>()) return W::lines(rows_of(step), from, to() - from, end() - step);
+    else return W::lines(rows_of(step), 0, k < kPieceK ? k : kPieceK);
+  }
+};
+
+// What one call of amx_form multiplies.
+template <class W> struct Turn {
+  typename W::Rows rows;
+  int64 from, to;  // part of K
+  // Where rows take turns two steps are staged together: their columns share cache lines.
+  typename W::Rows other = {};
+  int num_staged = 1;  // now: these rows, or both; 0: these were staged as `other`
+
+  template <class RowsOf> static Turn of(const Turns<W>& turns, const RowsOf& rows_of) {
+    Turn turn{rows_of(turns.step), turns.from, turns.to()};
+    if constexpr (takes_turns<W>()) {
+      turn.num_staged = turns.slot() % 2 != 0 ? 0 : turns.step + 1 == turns.end() ? 1 : 2;
+      if (turn.num_staged == 2) turn.other = rows_of(turns.step + 1);
+    }
+    return turn;
+  }
+};
+
+// The weights that are asked for while others are multiplied: those of the next call of amx_form, or, where rows take
+// turns, of the next part of K, `number` lines of each place per call.
+struct SoonWeights {
+  Lines lines;
+  int64 number = 0;
+
+  // `after` comes after the last of these turns, if anything.
+  template <class W, class RowsOf, class RowsAfter>
+  void plan(const Turns<W>& turns, const RowsOf& rows_of, const Turns<W>* after, const RowsAfter& rows_after) {
+    if (takes_turns<W>() && turns.slot() != 0) return;
+    Turns<W> ahead = turns;
+    if (takes_turns<W>() ? ahead.next_part() : ahead.next()) lines = ahead.lines(rows_of);
+    else if (after != nullptr) lines = after->lines(rows_after);
+    else lines = {};
+    number = ceil_div(lines.count(), turns.end() - turns.step);
+  }
+};
+
+// C = W X^T, or C += W X^T if the turn's part of K does not begin at 0, see above.
 template <class W, class Beside>
-[[gnu::noinline]] void amx_form(const typename W::Rows& w, const typename W::Rows* next, const uint32* x,
-                                int num_tiles, int64 k, float* sums, FormScratch<W>& scratch, const Beside& beside) {
+[[gnu::noinline]] void amx_form(const Turn<W>& turn, SoonWeights& soon, const uint32* x, int num_tiles, int64 k,
+                                float* sums, FormScratch<W>& scratch, const Beside& beside) {
+  const typename W::Rows& w = turn.rows;
   constexpr bool has_blocks = sums_blocks<W>();
   static_assert(!has_blocks || (!W::in_place && parts_of<W> == 1), "blocks of staged weights");
-  uint16* const staged = scratch.staged;
+  uint16* staged = scratch.staged;
   const int64 tile_units = token_tile_dwords<W>(k);
   auto blocks = [&] {
     if constexpr (has_blocks) return SumBlocks<ProductOf<W>>(scratch.blocks);
@@ -196,17 +298,19 @@ template <class W, class Beside>
   const bool in_place = W::in_place && w.num_rows[0] == amx::kRows && w.num_rows[1] == amx::kRows;
   const int passes = int(ceil_div(num_tiles, 3));
   constexpr int parts = parts_of<W>;
-  const int64 most = in_place ? kPieceK : kStagedK / parts;
+  const int64 most = in_place ? kPieceK : W::staged_k / parts;
+  static_assert(!takes_turns<W>() || W::turn_k == W::staged_k, "a part is one piece");
   Lines lines;
   int lines_per_row = 0, lines_per_step = 0;
-  int64 piece_end = 0;
-  for (int64 k0 = 0; k0 < k;) {
-    if (k0 == piece_end) {  // from here on the next piece is asked for
+  int64 piece_end = turn.from;
+  for (int64 k0 = turn.from; k0 < turn.to;) {
+    if constexpr (takes_turns<W>()) {
+      piece_end = turn.to;
+    } else if (k0 == piece_end) {  // from here on the next piece is asked for
       piece_end = k0 + kPieceK < k ? k0 + kPieceK : k;
       const int64 steps = ceil_div(piece_end - k0, amx::kStep);
       if (piece_end < k) lines = W::lines(w, piece_end, k - piece_end < kPieceK ? k - piece_end : kPieceK);
-      else if (next != nullptr) lines = W::lines(*next, 0, k < kPieceK ? k : kPieceK);
-      else lines = {};
+      else lines = soon.lines;
       const int64 staged_rows = W::asks_while_staging ? ceil_div(steps * amx::kStep, most) * 2 * amx::kRows : 0;
       lines_per_row = staged_rows == 0 ? 0 : int(ceil_div(lines.count() / 2, staged_rows));
       const int64 others = lines.count() - lines_per_row * staged_rows;
@@ -215,9 +319,16 @@ template <class W, class Beside>
     const int64 num_k = piece_end - k0 < most ? piece_end - k0 : most;
     const int64 direct_k = in_place ? num_k / amx::kStep * amx::kStep : 0;
     const int64 staged_k = align_up(num_k - direct_k, amx::kStep);
-    if constexpr (W::asks_while_staging)
+    if constexpr (takes_turns<W>()) {
+      Pace asking(turn.num_staged * soon.number, turn.num_staged * 2 * staged_k / amx::kStep);
+      const auto square_done = [&] { asking.turn([&](int64) { soon.lines.fetch(1); }); };
+      if (turn.num_staged == 0) staged += 2 * amx::kRows * W::staged_k;
+      else W::stage({w, turn.other}, turn.num_staged, k0, staged_k, k, staged, square_done);
+    } else if constexpr (W::asks_while_staging) {
       W::stage(w, k0, staged_k, k, staged, [&](int rows) { lines.fetch(rows * lines_per_row); });
-    else if (staged_k != 0) W::stage(w, k0 + direct_k, staged_k, k, staged);
+    } else if (staged_k != 0) {
+      W::stage(w, k0 + direct_k, staged_k, k, staged);
+    }
     int64 first_block = 0;
     if constexpr (has_blocks) {
       blocks.finish();  // needs the scales of the piece before
@@ -248,7 +359,7 @@ template <class W, class Beside>
           }
         }
       };
-      constexpr int64 row = parts == 2 ? amx::kStep : kStagedK;
+      constexpr int64 row = parts == 2 ? amx::kStep : W::staged_k;
       const auto* const copy = reinterpret_cast<const uint8*>(staged);
       const auto run_staged = [&](int64 first, int64 from, int64 steps) {
         run(copy + 2 * first, copy + 2 * (amx::kRows * row + first), 2 * row, from, steps);

@@ -74,6 +74,8 @@ template <> struct TileWeights<SplitSimd, Layout::nk> {
   using Element = uint16;
   static constexpr bool in_place = false;
   static constexpr bool asks_while_staging = true;
+  static constexpr int64 staged_k = 512;
+  static constexpr int64 turn_k = kAllOfK;
 
   // rows_done(1) is called after each of the 32 rows.
   template <class RowsDone>

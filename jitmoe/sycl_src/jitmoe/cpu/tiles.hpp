@@ -28,8 +28,7 @@ template <class S, bool blocked = false> struct TileShape {
   static constexpr int rows_form_rows = many_registers ? 4 : 2;  // for one token
   static constexpr int rows_form_tokens = 4;
   static constexpr int rows_form_shared_rows = rows_form_rows / (blocked ? 2 : 1);  // sums of blocks need registers too
-  static constexpr int columns_form_tokens = 6;
-  static constexpr int columns_form_vectors = 2;
+  static constexpr int columns_form_tokens = many_registers ? 12 : 6;  // at 2 vectors
 };
 
 // Tokens of one block as the lanes form reads them: panel[part][unit][token of the part]. A part has as many tokens as a
@@ -516,16 +515,20 @@ inline typename S::units load_columns(const typename S::element* w, int64 w_stri
   }
 }
 
-// columns form: c[t * c_stride + n] = sum over k of a[t][k] * w[k][n].
+constexpr int kColumnsAhead = 16;  // units of K
+
+// columns form: c[t * c_stride + n] = sum over k of a[t][k] * w[k][n]. Each k is in a page of its own, so few tokens take
+// many columns of it at once, and the first pass asks for those that are some units of K ahead.
 template <class W, class A>
 inline void columns_form(const typename W::element* w, int64 w_stride, int num_n,
                          const uint8* const* a, int num_tokens, int64 k, float* c, int c_stride) {
   using floats = typename W::floats;
-  constexpr int V = TileShape<W>::columns_form_vectors;
+  constexpr int T = TileShape<W>::columns_form_tokens;
   const int64 num_units = ceil_div(k, W::k_per_unit);
-  typename W::element copy[V][2][W::lanes];
-  const auto pass = [&](auto tokens_in_tile, int t0, int n0) {
+  const auto pass = [&](auto tokens_in_tile, auto vectors, int t0, int n0) {
     constexpr int R = decltype(tokens_in_tile)::value;
+    constexpr int V = decltype(vectors)::value;
+    typename W::element copy[V][2][W::lanes];
     floats acc[R][V];
     const typename A::element* tokens[R];
 #pragma unroll
@@ -535,6 +538,14 @@ inline void columns_form(const typename W::element* w, int64 w_stride, int num_n
       for (int v = 0; v < V; ++v) acc[r][v] = floats(0.0f);
     }
     for (int64 u = 0; u < num_units; ++u) {
+      if (t0 == 0)
+#pragma unroll
+        for (int i = 0; i < W::k_per_unit; ++i) {
+          const auto* const row = w + ((u + kColumnsAhead) * W::k_per_unit + i) * w_stride + n0;
+          constexpr int per_line = 64 / sizeof(typename W::element);
+#pragma unroll
+          for (int n = 0; n < V * W::lanes; n += per_line) prefetch(row + n);
+        }
       typename W::units weights[V];
 #pragma unroll
       for (int v = 0; v < V; ++v) weights[v] = load_columns<W>(w, w_stride, u, k, n0 + v * W::lanes, num_n, copy[v]);
@@ -552,12 +563,14 @@ inline void columns_form(const typename W::element* w, int64 w_stride, int num_n
         for (int l = 0; l < W::lanes && n + l < num_n; ++l) c[(t0 + r) * c_stride + n + l] = acc[r][v][l];
       }
   };
-  constexpr int T = TileShape<W>::columns_form_tokens;
-  for (int n0 = 0; n0 < num_n; n0 += V * W::lanes) {
-    int t0 = 0;
-    for (; t0 + 2 < num_tokens; t0 += T) pass(Int<T>{}, t0, n0);
-    for (; t0 < num_tokens; ++t0) pass(Int<1>{}, t0, n0);
-  }
+  const auto passes = [&](auto tokens_in_tile, auto vectors) {
+    constexpr int R = decltype(tokens_in_tile)::value;
+    for (int n0 = 0; n0 < num_n; n0 += decltype(vectors)::value * W::lanes)
+      for (int t0 = 0; t0 < num_tokens; t0 += R) pass(tokens_in_tile, vectors, t0, n0);
+  };
+  if (num_tokens == 1) passes(Int<1>{}, Int<6>{});
+  else if (num_tokens <= T / 3) passes(Int<T / 3>{}, Int<6>{});
+  else passes(Int<T>{}, Int<2>{});
 }
 
 }  // namespace jitmoe::cpu

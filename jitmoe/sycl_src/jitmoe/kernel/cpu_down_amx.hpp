@@ -25,7 +25,7 @@
 //
 // nd_range: (ranges of h_block columns), work-groups of 1 work-item. A step is 32 columns of one expert. Beside its
 // multiplications, the step before it is scaled and added to the sums, and its own sums and the next tokens are asked for.
-// Local memory: the sums of two steps, staged weights.
+// Local memory: the sums of two steps, or of all that take turns (cpu/amx_form.hpp), staged weights.
 // Numerics: fp32 accumulation (products in int32 if x_dtype is int8); routing weight applied in fp32; rounded once.
 #pragma once
 
@@ -86,6 +86,7 @@ using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
 
 constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
 constexpr int kColumns = 2 * amx::kRows;  // of a step
+constexpr int kMaxSums = 2 * kMaxTiles;
 
 // Tokens of one expert that are multiplied together.
 struct Block {
@@ -97,7 +98,7 @@ struct Block {
 using Affine = epilogue::Affine<2 * amx::kRows, kBlockTokens>;
 
 template <class W> struct Scratch {
-  float sums[2][kMaxTiles * 2 * amx::kTileFloats];
+  float sums[kMaxSums][2 * amx::kTileFloats];
   Block blocks[2];
   FormScratch<W> form;
   Affine affine[2];
@@ -165,7 +166,8 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
       epilogue::fill(1.0f, 2 * amx::kRows, affine.row_scale);
       epilogue::fill(1.0f, kBlockTokens, affine.token_scale);
     }
-  const auto rows_of = [&](int32 expert, int32 n) {
+  const auto rows_of = [&](int32 expert, int64 step) {
+    const int32 n = int32(step) * kColumns;
     const int end = n < columns ? columns : n + 2 * amx::kRows;
     const int64 to_row = Config::w2_layout == Layout::nk ? args.w2_stride : 1;
     const auto* w = static_cast<const typename W::Element*>(args.w2) + expert * args.w2_expert_stride + (h0 + n) * to_row;
@@ -181,9 +183,14 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
     return rows;
   };
 
+  const int64 steps = ceil_div(columns, kColumns);
+  const auto turns_of = [&](int32 num_tiles, int64 first) {
+    return Turns<W>{first, first + steps, inner, takes_turns<W>() ? kMaxSums / num_tiles : 2};
+  };
   amx::configure();
+  SoonWeights soon_weights;
   if (routing.num_groups > 0)
-    W::lines(rows_of(routing.groups[0].expert, 0), 0, inner < kPieceK ? inner : kPieceK).fetch(1 << 30);
+    turns_of(1, 0).lines([&](int64 step) { return rows_of(routing.groups[0].expert, step); }).fetch(1 << 30);
   Ready ready;
   Pace adding;
   const auto add = [&](int64 i) { add_unit<Config, Sum>(ready, i); };
@@ -212,7 +219,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         for (Affine& affine : s->affine)
           for (int t = 0; t < num_tokens; ++t) affine.token_scale[t] = scales[t];
       }
-      const int64 turns = multiplications(num_tiles, inner);
+      const int64 num_multiplications = multiplications(num_tiles, inner);
       // The tokens that are multiplied next, not so early that weights push them out of the cache again.
       const bool more_blocks = done + num_tokens < group.tokens;
       const bool more_groups = group_idx + 1 < routing.num_groups;
@@ -224,40 +231,48 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         soon = Lines::dense(inter + (next.slot + from) * inter_units,
                             align_up(4 * align_up(count, amx::kTokens) * inter_units, 256));
       }
-      const int64 steps = ceil_div(columns, kColumns), most = ceil_div(kSoonBytes, 2 * kColumns * inner);
+      const int64 most = ceil_div(kSoonBytes, 2 * kColumns * inner);
       const int64 asking_steps = steps < most ? steps : most;
-      Pace asking_tokens(soon.count(), asking_steps * turns);
+      Pace asking_tokens(soon.count(), asking_steps * num_multiplications);
       const auto ask_tokens = [&](int64) { soon.fetch(1); };
-      for (int32 n = 0; n < columns; n += kColumns) {
+      if constexpr (takes_turns<W>()) adding.finish(add);  // its products are where the first ones go
+      // What is read after this block: for more tokens the same, else the next expert's, or another work-item's columns.
+      const int32 expert_after = routing.groups[more_blocks ? group_idx : more_groups ? group_idx + 1 : 0].expert;
+      const bool has_after = more_blocks || more_groups || h0 + columns < args.hidden_size;
+      const auto rows_now = [&](int64 step) { return rows_of(group.expert, step); };
+      const auto rows_after = [&](int64 step) { return rows_of(expert_after, step); };
+      const Turns<W> turns_after = turns_of(num_tiles, more_blocks || more_groups ? 0 : steps);
+      Turns<W> turns = turns_of(num_tiles, 0);
+      for (bool goes_on = true; goes_on;) {
         // GEMM.
-        typename W::Rows next;
-        bool has_next = true;
-        if (n + kColumns < columns) next = rows_of(group.expert, n + kColumns);
-        else if (more_blocks) next = rows_of(group.expert, 0);
-        else if (more_groups) next = rows_of(routing.groups[group_idx + 1].expert, 0);
-        else if (h0 + columns < args.hidden_size) next = rows_of(routing.groups[0].expert, columns);
-        else has_next = false;
-        float* const products = s->sums[step_parity];
+        const int64 step = turns.step;
+        const int32 n = int32(step) * kColumns;
+        const bool completes_step = turns.completes_step();
+        float* const products = s->sums[takes_turns<W>() ? turns.slot() * num_tiles : step_parity * kMaxTiles];
+        const auto turn = Turn<W>::of(turns, rows_now);
+        soon_weights.plan(turns, rows_now, has_after ? &turns_after : nullptr, rows_after);
+        goes_on = turns.next();
         float* const step_sums = sums + int64(n) * args.num_tokens;
-        Pace asking_sums(num_tokens, turns);
+        const int64 turn_multiplications = multiplications(num_tiles, turn.to - turn.from);
+        Pace asking_sums(completes_step ? num_tokens : 0, turn_multiplications);
         const auto ask_sums = [&](int64 t) {
           prefetch(step_sums + int64(block.tokens[t]) * kColumns);
           prefetch(step_sums + int64(block.tokens[t]) * kColumns + amx::kRows);
         };
         if constexpr (Config::few_pairs) asking_tokens.finish(ask_tokens);
-        amx_form<W>(rows_of(group.expert, n), has_next ? &next : nullptr, tiles, num_tiles, inner, products,
-                    s->form, [&] {
-                      if constexpr (!Config::few_pairs) {  // else memory decides, and prefetches of weights go first
-                        adding.turn(add);
-                        asking_sums.turn(ask_sums);
-                        if (n >= (steps - asking_steps) * kColumns) asking_tokens.turn(ask_tokens);
-                      }
-                    });
+        amx_form<W>(turn, soon_weights, tiles, num_tiles, inner, products, s->form, [&] {
+          if constexpr (!Config::few_pairs) {  // else memory decides, and prefetches of weights go first
+            adding.turn(add);
+            asking_sums.turn(ask_sums);
+            if (step >= steps - asking_steps) asking_tokens.turn(ask_tokens);
+          }
+        });
         adding.finish(add);
+        if (!completes_step) continue;
         // Epilogue.
         Affine& affine = s->affine[step_parity];
         if constexpr (scales_rows<Config>()) {
-          const auto rows = rows_of(group.expert, n);
+          const auto rows = rows_of(group.expert, step);
           uint32 unused;  // zero points are subtracted where codes are staged
           for (int a = 0; a < 2; ++a)
             for (int i = 0; i < rows.num_rows[a]; ++i)
@@ -267,7 +282,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
           epilogue::copy_floats<Config::bias_dtype>(args.w2_bias, group.expert * int64(args.hidden_size) + h0 + n,
                                                     columns - n < kColumns ? columns - n : kColumns, affine.bias);
         ready = {products, &affine, &block, step_sums};
-        adding = Pace(2 * num_tiles, turns);
+        adding = Pace(2 * num_tiles, turn_multiplications);
         step_parity ^= 1;
       }
     }

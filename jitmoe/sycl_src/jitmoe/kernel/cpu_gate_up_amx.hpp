@@ -23,7 +23,7 @@
 // (cpu/shares.hpp). A step is 16 gate rows and the same 16 up rows, whose product tiles meet in the activation, or 32 rows
 // without a gate.
 // Beside the multiplications of a step, the step before it is scaled, activated and stored; the next tokens are asked for.
-// Local memory: the sums of two steps, staged weights.
+// Local memory: the sums of two steps, or of all that take turns (cpu/amx_form.hpp), staged weights.
 // Numerics: fp32 accumulation in a fixed order (int32 if x_dtype is int8); activation and product in fp32; rounded once
 // to dtype (not at all if inter_is_fp32).
 #pragma once
@@ -90,11 +90,12 @@ using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
 
 constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
 constexpr int kPartBytes = 256;  // of a token, asked for at once
+constexpr int kMaxSums = 2 * kMaxTiles;
 
 using Affine = epilogue::Affine<2 * amx::kRows, kBlockTokens>;
 
 template <class W> struct Scratch {
-  float sums[2][kMaxTiles * 2 * amx::kTileFloats];
+  float sums[kMaxSums][2 * amx::kTileFloats];
   FormScratch<W> form;
   Affine affine[2];
   FewPairs few;
@@ -239,7 +240,13 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   Block block = block_after({});
   if (block.num_tokens == 0) return;
   amx::configure();
-  W::lines(rows_of(block.group.expert, block.first), 0, hidden < kPieceK ? hidden : kPieceK).fetch(1 << 30);
+  SoonWeights soon;
+  const auto turns_of = [&](const Block& of, int64 first, int64 last) {
+    return Turns<W>{first, last, hidden, takes_turns<W>() ? kMaxSums / of.num_tiles() : 2};
+  };
+  turns_of(block, block.first, block.last)
+      .lines([&](int64 step) { return rows_of(block.group.expert, step); })
+      .fetch(1 << 30);
   // The step before the present one, whose sums are not yet stored: sums[tile][32][16] become unit u of each tile.
   constexpr int units_per_step = step_rows / 2;
   const Sum* ready = nullptr;
@@ -261,11 +268,11 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   while (block.num_tokens != 0) {
     const int num_tiles = block.num_tiles();
     const Block after = block_after(block);
-    const int64 turns = multiplications(num_tiles, hidden);
+    const int64 num_multiplications = multiplications(num_tiles, hidden);
     // Tokens of the next block, not so early that weights push them out of the cache again.
     const int64 ask_from = block.last - ceil_div(kSoonBytes, 4 * amx::kRows * hidden);
     const int64 asking_steps = block.last - (ask_from < block.first ? block.first : ask_from);
-    Pace asking(after.num_tokens * row_parts, asking_steps * turns);
+    Pace asking(after.num_tokens * row_parts, asking_steps * num_multiplications);
     const auto ask = [&](int64 i) {
       const uint8* const part = row_of(after, i / row_parts) + i % row_parts * kPartBytes;
 #pragma unroll
@@ -301,23 +308,33 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       else pack_panel<S>(tokens, amx::kTokens, hidden, 0, panel_units, tile_units);
     }
     uint32* const tiles = inter + (block.group.slot + block.done) / amx::kTokens * inter_dwords;
-    for (int64 step = block.first; step < block.last; ++step) {
+    if constexpr (takes_turns<W>()) storing.finish(store_unit);  // its sums are where the first ones go
+    // What is read after this block: for its next tokens the same, else the next rows, perhaps another work-item's.
+    int32 expert_after = block.group.expert;
+    int64 step_after = block.is_last_of_group() ? block.last : block.first;
+    const bool is_last_expert = block.group_idx + 1 == routing.num_groups;
+    const bool has_after = step_after < num_steps || !is_last_expert;
+    if (step_after == num_steps && has_after) expert_after = routing.groups[block.group_idx + 1].expert, step_after = 0;
+    const auto rows_now = [&](int64 i) { return rows_of(block.group.expert, i); };
+    const auto rows_after = [&](int64 i) { return rows_of(expert_after, i); };
+    const Turns<W> turns_after = turns_of(block, step_after, num_steps);
+    Turns<W> turns = turns_of(block, block.first, block.last);
+    for (bool goes_on = true; goes_on;) {
       // GEMM.
-      typename W::Rows next;
-      bool has_next = true;
-      if (step + 1 == block.last && !block.is_last_of_group()) next = rows_of(block.group.expert, block.first);
-      else if (step + 1 < num_steps) next = rows_of(block.group.expert, step + 1);  // perhaps another work-item's
-      else if (block.group_idx + 1 < routing.num_groups) next = rows_of(routing.groups[block.group_idx + 1].expert, 0);
-      else has_next = false;
-      float* const sums = s->sums[parity];
-      amx_form<W>(rows_of(block.group.expert, step), has_next ? &next : nullptr, panel, num_tiles, hidden,
-                  sums, s->form, [&] {
-                    if constexpr (!Config::few_pairs) {  // else memory decides, and prefetches of weights go first
-                      storing.turn(store_unit);
-                      if (step >= ask_from) asking.turn(ask);
-                    }
-                  });
+      const int64 step = turns.step;
+      const bool completes_step = turns.completes_step();
+      float* const sums = s->sums[takes_turns<W>() ? turns.slot() * num_tiles : parity * kMaxTiles];
+      const auto turn = Turn<W>::of(turns, rows_now);
+      soon.plan(turns, rows_now, has_after ? &turns_after : nullptr, rows_after);
+      goes_on = turns.next();
+      amx_form<W>(turn, soon, panel, num_tiles, hidden, sums, s->form, [&] {
+        if constexpr (!Config::few_pairs) {  // else memory decides, and prefetches of weights go first
+          storing.turn(store_unit);
+          if (step >= ask_from) asking.turn(ask);
+        }
+      });
       storing.finish(store_unit);
+      if (!completes_step) continue;
       // Epilogue.
       Affine& affine = s->affine[parity];
       if constexpr (scales_rows<Config>()) {
@@ -343,7 +360,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       ready_affine = &affine;
       ready_tiles = tiles;
       ready_unit = step * units_per_step;
-      storing = Pace(num_tiles * units_per_step, turns);
+      storing = Pace(num_tiles * units_per_step, multiplications(num_tiles, turn.to - turn.from));
       parity ^= 1;
       if constexpr (H::gated && !Config::inter_is_fp32)
         if (step + 1 == num_steps && num_steps % 2 != 0)  // a tile of the second GEMM reads 32 elements
