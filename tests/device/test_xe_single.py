@@ -106,8 +106,6 @@ def test_numbers_of_experts(pipeline: Pipeline) -> None:
 
 # operand class: (arch, layouts, padding of rows in elements, K and N tails)
 _CLASSES: dict[str, tuple[str, tuple[Layout, Layout], int, tuple[int, int]]] = {
-    "packed": ("bmg-g21", (NK, NK), 8, (168, 104)),
-    "element": ("bmg-g21", (NK, NK), 1, (99, 45)),
     "kn": ("bmg-g21", (KN, KN), 8, (104, 72)),
     "kn element": ("bmg-g21", (KN, KN), 3, (99, 45)),
     "mixed": ("bmg-g21", (NK, KN), 0, (96, 64)),
@@ -119,12 +117,12 @@ _CLASSES: dict[str, tuple[str, tuple[Layout, Layout], int, tuple[int, int]]] = {
 @pytest.mark.parametrize("kind", _CLASSES)
 def test_operand_classes(pipeline: Pipeline, kind: str) -> None:
     arch, (w1, w2), padding, (h, i) = _CLASSES[kind]
-    dtype = DType.FP16 if kind in ("kn", "simd8", "element") else DType.BF16
+    dtype = DType.FP16 if kind in ("kn", "simd8") else DType.BF16
     one = case(m=11, h=h, i=i, e=3, k=2, dtype=dtype, w1_layout=w1, w2_layout=w2, padding=padding)
     (launch,) = same_bits(pipeline, one, arch).launches
     assert isinstance(launch.spec, XeSingle)
     assert (launch.spec.pack is None) == (launch.spec.gate_up.tokens is XeTokens.GATHER) == (kind in ("mixed", "simd8"))
-    assert (launch.spec.gate_up.weights is XeWeights.ELEMENT) == (kind in ("element", "kn element", "simd8 kn"))
+    assert (launch.spec.gate_up.weights is XeWeights.ELEMENT) == (kind in ("kn element", "simd8 kn"))
 
 
 @pytest.mark.parametrize("arch", ["bmg-g21", "dg2"])
@@ -145,13 +143,6 @@ def test_expert_map_biases_and_interleaved_rows(pipeline: Pipeline) -> None:
         m=16, h=96, i=72, e=3, k=3, ids=ids, expert_map=expert_map, ids_dtype=DType.INT64, gate_up=GateUp.INTERLEAVED,
         **oai,
     )  # fmt: skip
-    same_bits(pipeline, one, "bmg-g21")
-
-
-def test_separate_up_rows_and_router_weight_on_input(pipeline: Pipeline) -> None:
-    one = case(
-        m=9, h=96, i=72, e=2, k=1, gate_up=GateUp.SEPARATE, router_weight_on_input=True, weights_dtype=DType.BF16
-    )
     same_bits(pipeline, one, "bmg-g21")
 
 
