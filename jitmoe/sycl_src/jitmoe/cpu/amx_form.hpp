@@ -13,8 +13,9 @@
 // An element of K is a bf16 or an fp16, or two int8 (amx.hpp).
 //
 // Weights come from memory in pieces of 32 rows x kPieceK elements. While one is multiplied the next is asked for,
-// evenly spread over the multiplications; `beside()` is called after each multiplication (beside.hpp). A weight format
-// that needs conversion is a TileWeights struct of its own.
+// evenly spread over the multiplications (and over staging, where that takes long); `beside()` is called after each
+// multiplication (beside.hpp). A weight format that needs conversion is a TileWeights struct of its own. [K][N] weights are
+// read in another order: see Turns.
 //
 // Letters: n weight row, t token, k element of K.
 #pragma once
@@ -30,7 +31,7 @@ namespace jitmoe::cpu {
 constexpr int kMaxTiles = 16;     // token tiles of one call; plan/cpu.py names the same number
 constexpr int64 kPieceK = 2048;   // 4 KiB per row: long enough for the memory, short enough for the L2 cache
 constexpr int64 kSoonBytes = 1 << 19;  // tokens are asked for this many bytes of weights ahead of their use
-constexpr int64 kAllOfK = int64(1) << 40;
+constexpr int64 kAllOfK = int64(1) << 40;  // rows that do not take turns
 constexpr int kTogether = 8;      // multiplications of one loop; a mispredicted end before tiles are stored costs 500 cycles
 
 // Two groups of 16 weight rows of one expert. Rows past num_rows do not exist and count as zero.
