@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from jitmoe.errors import ArgumentError, ModelError
-from jitmoe.problems.routing import GroupScore, Routing, Scoring
+from jitmoe.problems.routing import DEEPSEEK_EPSILON, GroupScore, Routing, Scoring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +113,6 @@ def _topk_first(keys: _Keys, top_k: int, *, scoring: Scoring) -> Router:
     return _router(top_k, scoring=scoring, topk_before_scoring=True)
 
 
-_DEEPSEEK_EPSILON = 1e-20
-
-
 def _deepseek(keys: _Keys, top_k: int) -> Router:
     """DeepSeek-MoE and V2: softmax, groups by their best expert."""
     scoring, method = keys.word("scoring_func", "softmax"), keys.word("topk_method", "greedy")
@@ -129,7 +126,7 @@ def _deepseek(keys: _Keys, top_k: int) -> Router:
         topk_groups=keys.whole("topk_group", 1) if grouped else 1,
         group_score=GroupScore.MAX,
         renormalize=renormalize,
-        renormalize_epsilon=_DEEPSEEK_EPSILON if renormalize else 0.0,
+        renormalize_epsilon=DEEPSEEK_EPSILON if renormalize else 0.0,
         # DeepSeek's own code multiplies only what it has not divided.
         scaling_factor=1.0 if renormalize else keys.number("routed_scaling_factor", 1.0),
     )
@@ -150,7 +147,7 @@ def _deepseek_v3(
         topk_groups=keys.whole("topk_group", groups[1]),
         group_score=GroupScore.TOP2_SUM,
         renormalize=keys.flag("norm_topk_prob", renormalize),
-        renormalize_epsilon=_DEEPSEEK_EPSILON,
+        renormalize_epsilon=DEEPSEEK_EPSILON,
         scaling_factor=keys.number("routed_scaling_factor", scaling),
     )
 
@@ -166,7 +163,7 @@ def _deepseek_v4(keys: _Keys, top_k: int) -> Router:
         has_correction_bias=True,
         scoring=scoring,
         renormalize=True,
-        renormalize_epsilon=_DEEPSEEK_EPSILON,
+        renormalize_epsilon=DEEPSEEK_EPSILON,
         scaling_factor=keys.number("routed_scaling_factor", 1.5),
     )
 
@@ -178,7 +175,7 @@ def _sigmoid(keys: _Keys, top_k: int, *, scaling_key: str, scaling: float) -> Ro
         has_correction_bias=True,
         scoring=Scoring.SIGMOID,
         renormalize=True,
-        renormalize_epsilon=_DEEPSEEK_EPSILON,
+        renormalize_epsilon=DEEPSEEK_EPSILON,
         scaling_factor=keys.number(scaling_key, scaling),
     )
 
@@ -196,7 +193,7 @@ def _kimi_linear(keys: _Keys, top_k: int) -> Router:
         topk_groups=keys.whole("topk_group", 1),
         group_score=GroupScore.TOP2_SUM,
         renormalize=keys.flag("moe_renormalize", True),
-        renormalize_epsilon=_DEEPSEEK_EPSILON,
+        renormalize_epsilon=DEEPSEEK_EPSILON,
         scaling_factor=keys.number("routed_scaling_factor", 2.446),
     )
 
@@ -209,7 +206,7 @@ def _mistral(keys: _Keys, top_k: int) -> Router:
         topk_groups=keys.whole("topk_group", 1),
         group_score=GroupScore.TOP2_SUM,
         renormalize=keys.flag("norm_topk_prob", True),
-        renormalize_epsilon=_DEEPSEEK_EPSILON,
+        renormalize_epsilon=DEEPSEEK_EPSILON,
         scaling_factor=keys.number("routed_scaling_factor", 1.0),
     )
 

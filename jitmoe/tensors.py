@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitmoe.errors import ArgumentError
-from jitmoe.problems.fused_moe import DType, check_dtype_name
+from jitmoe.problems.fused_moe import BY_TORCH_NAME, DType, check_dtype_name
 from jitmoe.runtime import cpu
 from jitmoe.runtime.stream import Stream, stream_of
 
-_TORCH_DTYPES = {f"torch.{dtype.torch_name}": dtype for dtype in DType}
 # typestr of __sycl_usm_array_interface__; numpy has no bfloat16, the packages that add one use a 2-byte void.
 _TYPESTRS = {
     "f2": DType.FP16,
@@ -172,7 +171,7 @@ def describe(name: str, value: Any) -> TensorInfo:
             address=value.data_ptr(),
             shape=tuple(value.shape),
             strides=tuple(value.stride()),
-            dtype=_TORCH_DTYPES.get(str(value.dtype)),
+            dtype=BY_TORCH_NAME.get(str(value.dtype)),
             dtype_name=str(value.dtype),
             place=f"torch {device}",
         )

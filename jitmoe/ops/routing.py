@@ -21,10 +21,8 @@ from jitmoe.errors import ArgumentError
 from jitmoe.operation import Problem
 from jitmoe.options import check_flag, check_number, check_whole
 from jitmoe.problems.fused_moe import COMPUTE_DTYPES, INDEX_DTYPES, DType, check_dtype_name
-from jitmoe.problems.routing import ROUTE, GroupScore, Routing, Scoring
+from jitmoe.problems.routing import DEEPSEEK_EPSILON, ROUTE, GroupScore, Routing, Scoring
 from jitmoe.problems.sorting import LOAD, SORT, ExpertLoad
-
-DEEPSEEK_EPSILON = 1e-20  # what DeepSeek-V3's own code adds to the sum of sigmoid weights
 
 
 def _route_problem(facts: Facts, routing: Routing, look_at_addresses: bool) -> Problem:

@@ -97,10 +97,10 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     if isa.has_tiles and _takes_tiles(problem, isa):
         few = problem.num_tokens <= AMX_FEW_TOKENS
         items = cores * (AMX_ITEMS_PER_CORE_OF_FEW if few else AMX_ITEMS_PER_CORE)
-        gate_up_items = items if problem.w1_layout is Layout.NK else cores * AMX_KN_ITEMS_PER_CORE
-        down_items = items if few else cores * AMX_DOWN_ITEMS_PER_CORE
-        if problem.w2_layout is Layout.KN:
-            down_items = cores * AMX_KN_ITEMS_PER_CORE
+        nk_down_items = items if few else cores * AMX_DOWN_ITEMS_PER_CORE
+        kn_items = cores * AMX_KN_ITEMS_PER_CORE
+        gate_up_items = items if problem.w1_layout is Layout.NK else kn_items
+        down_items = nk_down_items if problem.w2_layout is Layout.NK else kn_items
         first_gemm = _tiles_gemm(problem, isa, problem.w1_quant, problem.hidden_size) | _prepared(problem)
         second_gemm = _tiles_gemm(problem, isa, problem.w2_quant, problem.intermediate_size)
         rows = common | {"isa": CpuIsa.AVX512_BF16}

@@ -62,7 +62,8 @@ _TORCH_NAMES = {
     DType.E5M2: "float8_e5m2",
     DType.E8M0: "float8_e8m0fnu",
 }
-_BY_NAME = {str(dtype.value): dtype for dtype in DType} | {f"torch.{name}": own for own, name in _TORCH_NAMES.items()}
+BY_TORCH_NAME = {f"torch.{name}": dtype for dtype, name in _TORCH_NAMES.items()}
+_BY_NAME = {str(dtype.value): dtype for dtype in DType} | BY_TORCH_NAME
 
 
 def check_dtype_name(name: str, value: object, allowed: tuple[DType, ...]) -> DType:

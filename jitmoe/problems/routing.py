@@ -21,6 +21,7 @@ from jitmoe.problems.fused_moe import DType
 MAX_EXPERTS = 1024  # of the top-k kernels: a token's choice values are kept in registers or in the L1 cache
 MAX_TOP_K = 32  # one bit or lane per slot
 MAX_GROUPS = 32  # one bit per group
+DEEPSEEK_EPSILON = 1e-20  # what DeepSeek-V3's own code adds to the sum of sigmoid weights
 
 
 class Scoring(str, Enum):

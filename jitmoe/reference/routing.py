@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jitmoe.problems.routing import GroupScore, Routing, Scoring
+from jitmoe.problems.routing import DEEPSEEK_EPSILON, GroupScore, Routing, Scoring
 from jitmoe.problems.sorting import ExpertLoad, max_padded_pairs
 
 if TYPE_CHECKING:
@@ -124,13 +124,10 @@ def topk_softmax(
     ids_dtype: torch.dtype | str = "int32",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns ``route`` with softmax over all experts; the factor is in the routed weights, shared experts get 1."""
-    routing = Routing(
-        top_k=top_k,
-        renormalize=renormalize,
-        scaling_factor=routed_scaling_factor,
-        num_shared_experts=num_fused_shared_experts,
-    )
-    return route(router_logits, routing, correction_bias=correction_bias, ids_dtype=ids_dtype)
+    return _topk(
+        Scoring.SOFTMAX, router_logits, top_k, renormalize, correction_bias, routed_scaling_factor,
+        num_fused_shared_experts, ids_dtype,
+    )  # fmt: skip
 
 
 def topk_sigmoid(
@@ -144,15 +141,10 @@ def topk_sigmoid(
     ids_dtype: torch.dtype | str = "int32",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns ``route`` with sigmoid scores; otherwise like ``topk_softmax``, but for 1e-20 added to the sum."""
-    routing = Routing(
-        top_k=top_k,
-        scoring=Scoring.SIGMOID,
-        renormalize=renormalize,
-        renormalize_epsilon=1e-20,
-        scaling_factor=routed_scaling_factor,
-        num_shared_experts=num_fused_shared_experts,
-    )
-    return route(router_logits, routing, correction_bias=correction_bias, ids_dtype=ids_dtype)
+    return _topk(
+        Scoring.SIGMOID, router_logits, top_k, renormalize, correction_bias, routed_scaling_factor,
+        num_fused_shared_experts, ids_dtype,
+    )  # fmt: skip
 
 
 def topk_sqrt_softplus(
@@ -166,11 +158,27 @@ def topk_sqrt_softplus(
     ids_dtype: torch.dtype | str = "int32",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns ``route`` with sqrt(softplus(x)) scores; otherwise like ``topk_sigmoid``."""
+    return _topk(
+        Scoring.SQRT_SOFTPLUS, router_logits, top_k, renormalize, correction_bias, routed_scaling_factor,
+        num_fused_shared_experts, ids_dtype,
+    )  # fmt: skip
+
+
+def _topk(
+    scoring: Scoring,
+    router_logits: torch.Tensor,
+    top_k: int,
+    renormalize: bool,
+    correction_bias: torch.Tensor | None,
+    routed_scaling_factor: float,
+    num_fused_shared_experts: int,
+    ids_dtype: torch.dtype | str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     routing = Routing(
         top_k=top_k,
-        scoring=Scoring.SQRT_SOFTPLUS,
+        scoring=scoring,
         renormalize=renormalize,
-        renormalize_epsilon=1e-20,
+        renormalize_epsilon=0.0 if scoring is Scoring.SOFTMAX else DEEPSEEK_EPSILON,
         scaling_factor=routed_scaling_factor,
         num_shared_experts=num_fused_shared_experts,
     )
@@ -205,7 +213,7 @@ def grouped_topk(
         topk_groups=topk_group,
         group_score=GroupScore.MAX if e_score_correction_bias is None else GroupScore.TOP2_SUM,
         renormalize=renormalize,
-        renormalize_epsilon=0.0 if scoring is Scoring.SOFTMAX else 1e-20,
+        renormalize_epsilon=0.0 if scoring is Scoring.SOFTMAX else DEEPSEEK_EPSILON,
         scaling_factor=routed_scaling_factor if in_weights else 1.0,
         num_shared_experts=num_fused_shared_experts,
         shared_expert_weight=1.0 if in_weights else 1.0 / routed_scaling_factor,

@@ -171,6 +171,7 @@ template <class Config> struct TileCodes {
 
   // See sum_block_of. 0 for rows that do not exist.
   static void read_scales(const Rows& w, int64 first, int count, float (*to)[2 * amx::kRows]) {
+    static_assert(kMaxBlocks == staged_k / amx::kStep, "blocks of one piece");
     for (int a = 0; a < 2; ++a) {
       const bool are_shared = w.num_rows[a] == amx::kRows && w.blocks[a].is_shared_by(amx::kRows);
       float scales[kMaxBlocks] = {};

@@ -29,6 +29,7 @@
 namespace jitmoe::cpu {
 
 constexpr int kMaxTiles = 16;     // token tiles of one call; plan/cpu.py names the same number
+constexpr int kMaxSums = 2 * kMaxTiles;  // those of two steps, or of more that have fewer token tiles
 constexpr int64 kPieceK = 2048;   // 4 KiB per row: long enough for the memory, short enough for the L2 cache
 constexpr int64 kSoonBytes = 1 << 19;  // tokens are asked for this many bytes of weights ahead of their use
 constexpr int64 kAllOfK = int64(1) << 40;  // rows that do not take turns
@@ -223,6 +224,9 @@ template <class W> struct Turns {
   int64 first, last, k, together;
   int64 step = first, from = 0;
 
+  static Turns of(int64 first, int64 last, int64 k, int num_tiles) {
+    return {first, last, k, takes_turns<W>() ? kMaxSums / num_tiles : 2};
+  }
   int64 to() const { return from + W::turn_k < k ? from + W::turn_k : k; }
   bool completes_step() const { return from + W::turn_k >= k; }
   int64 slot() const { return (step - first) % together; }

@@ -86,7 +86,6 @@ using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
 
 constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
 constexpr int kColumns = 2 * amx::kRows;  // of a step
-constexpr int kMaxSums = 2 * kMaxTiles;
 
 // Tokens of one expert that are multiplied together.
 struct Block {
@@ -185,7 +184,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
 
   const int64 steps = ceil_div(columns, kColumns);
   const auto turns_of = [&](int32 num_tiles, int64 first) {
-    return Turns<W>{first, first + steps, inner, takes_turns<W>() ? kMaxSums / num_tiles : 2};
+    return Turns<W>::of(first, first + steps, inner, num_tiles);
   };
   amx::configure();
   SoonWeights soon_weights;

@@ -90,7 +90,6 @@ using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
 
 constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
 constexpr int kPartBytes = 256;  // of a token, asked for at once
-constexpr int kMaxSums = 2 * kMaxTiles;
 
 using Affine = epilogue::Affine<2 * amx::kRows, kBlockTokens>;
 
@@ -242,7 +241,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   amx::configure();
   SoonWeights soon;
   const auto turns_of = [&](const Block& of, int64 first, int64 last) {
-    return Turns<W>{first, last, hidden, takes_turns<W>() ? kMaxSums / of.num_tiles() : 2};
+    return Turns<W>::of(first, last, hidden, of.num_tiles());
   };
   turns_of(block, block.first, block.last)
       .lines([&](int64 step) { return rows_of(block.group.expert, step); })
