@@ -20,7 +20,7 @@ class CpuIsa(str, Enum):
     GENERIC = "generic"
     AVX2 = "avx2"  # AVX2, FMA, F16C
     AVX512 = "avx512"  # F, BW, DQ, VL
-    AVX512_BF16 = "avx512_bf16"
+    AVX512_BF16 = "avx512_bf16"  # with VNNI and GFNI
     AMX_BF16 = "amx_bf16"  # with int8
     AMX_FP16 = "amx_fp16"
 

@@ -21,13 +21,16 @@ RUNTIME_LIBRARY = "libintelocl.so"
 ICD_VARIABLE = "OCL_ICD_FILENAMES"
 
 CPUINFO = Path("/proc/cpuinfo")
-# What each instruction set needs, by the names that are listed there.
-_TILE_FLAGS = frozenset({"amx_tile", "amx_bf16", "amx_int8", "avx512_bf16"})
+# What each instruction set needs, by the names that are listed there. Of the CPUs with avx512_bf16 only Cooper Lake has no
+# gfni.
+_AVX512_FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+_BF16_FLAGS = _AVX512_FLAGS | {"avx512_bf16", "avx512_vnni", "gfni"}
+_TILE_FLAGS = _BF16_FLAGS | {"amx_tile", "amx_bf16", "amx_int8"}
 _ISA_FLAGS: tuple[tuple[CpuIsa, frozenset[str]], ...] = (
     (CpuIsa.AMX_FP16, _TILE_FLAGS | {"amx_fp16"}),
     (CpuIsa.AMX_BF16, _TILE_FLAGS),
-    (CpuIsa.AVX512_BF16, frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})),
-    (CpuIsa.AVX512, frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})),
+    (CpuIsa.AVX512_BF16, _BF16_FLAGS),
+    (CpuIsa.AVX512, _AVX512_FLAGS),
     (CpuIsa.AVX2, frozenset({"avx2", "fma", "f16c"})),
 )
 # CL_CONFIG_CPU_TARGET_ARCH makes the runtime generate code for less than the CPU has.

@@ -372,13 +372,20 @@ def test_columns_in_the_order_of_activations(dtype, scale_dtype, tokens):
     check((arguments[0], ordered, *arguments[2:]))
 
 
-@pytest.mark.parametrize("encoding", [Encoding.E4M3, Encoding.E5M2, Encoding.INT8], ids=lambda e: e.value)
+@pytest.mark.parametrize(
+    ("encoding", "beside"),
+    [(Encoding.E4M3, 0), (Encoding.E4M3, 0x38), (Encoding.E5M2, 0), (Encoding.E5M2, 0x3C), (Encoding.INT8, 0)],
+    ids=lambda value: value.value if isinstance(value, Encoding) else hex(value),
+)
 @pytest.mark.parametrize("tokens", [2, 40])
-def test_every_code_has_its_value(encoding, tokens):
-    """Row n of w2 is code n, 32 times along K after zeros; subnormal numbers count. Infinity and NaN spread."""
-    inner, hidden = 64, 256
+def test_every_code_has_its_value(encoding, beside, tokens):
+    """Row n of w2 is code n along K, after 32 others (0 or 1); subnormal numbers count. Infinity and NaN spread.
+
+    Kernels convert FP8 another way where no code of a chunk is a zero, subnormal or not finite.
+    """
+    inner, hidden = 128, 256
     values = torch.arange(256, dtype=torch.uint8)
-    codes = torch.zeros(1, hidden, inner, dtype=torch.uint8)
+    codes = torch.full((1, hidden, inner), beside, dtype=torch.uint8)
     codes[0, :, 32:] = values[:, None]
     data = codes.view({Encoding.INT8: torch.int8}.get(encoding, torch.uint8))
     w2 = QuantizedTensor(data, torch.ones(1, 1, 1), form(encoding, WHOLE, WHOLE))

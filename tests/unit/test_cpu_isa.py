@@ -13,7 +13,9 @@ from jitmoe.runtime import cpu
 
 AVX2 = ("avx2", "fma", "f16c")
 AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
-TILES = (*AVX512, "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+COOPER_LAKE = (*AVX512, "avx512_vnni", "avx512_bf16")
+BF16 = (*COOPER_LAKE, "gfni")
+TILES = (*BF16, "amx_tile", "amx_bf16", "amx_int8")
 
 
 @pytest.mark.parametrize(
@@ -22,10 +24,11 @@ TILES = (*AVX512, "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
         ((), "", CpuIsa.GENERIC),
         (AVX2, "", CpuIsa.AVX2),
         (AVX512, "", CpuIsa.AVX512),
-        ((*AVX512, "avx512_bf16"), "", CpuIsa.AVX512_BF16),
+        (COOPER_LAKE, "", CpuIsa.AVX512),
+        (BF16, "", CpuIsa.AVX512_BF16),
         (TILES, "", CpuIsa.AMX_BF16),
         ((*TILES, "amx_fp16"), "", CpuIsa.AMX_FP16),
-        ((*AVX512, "avx512_bf16", "amx_fp16"), "", CpuIsa.AVX512_BF16),  # without the tile registers
+        ((*BF16, "amx_fp16"), "", CpuIsa.AVX512_BF16),  # without the tile registers
         ((*TILES, "amx_fp16"), "skx", CpuIsa.AVX512),
         ((*TILES, "amx_fp16"), "core-avx2", CpuIsa.AVX2),
         ((*TILES, "amx_fp16"), "spr", CpuIsa.AMX_FP16),  # not known to be less

@@ -13,9 +13,8 @@
 // (inputs below 2^-112 are zero). Sums of a chunk are exact, are multiplied by both scales and added up in fp32. E2M1 holds
 // multiples of 1/2: twice its values are integers.
 //
-// FP8 becomes bf16 byte by byte: the low byte is the code's low bits, moved up; the high byte is looked up by the others
-// (e4m3), or they are added to (e5m2). What has no exponent of its own has no such form: 64 codes with a subnormal, an
-// infinity or a NaN go the way of codes.hpp.
+// FP8 becomes bf16 byte by byte, each bit of which is a bit of the code or the inverse of one. What has no exponent of its own
+// has no such form: 128 codes with a subnormal, an infinity or a NaN go the way of codes.hpp.
 //
 // Blocks of scales that are parts of a chunk (32 or 64 k) are whole vectors (8-bit integers), lanes (4 bits), or both (FP8:
 // 64 k are two vectors, whose halves hold 32 k each).
@@ -47,22 +46,19 @@ inline void dot_int16(Vec<int32, 16>& acc, Vec<uint32, 16> a, Vec<uint32, 16> b)
 #endif
 }
 
-// The first `count` bytes at `at`, zero for the rest of 64; what lies past them is not touched.
-inline Vec<uint32, 16> load_first(const uint8* at, int64 count) {
-  Vec<uint32, 16> value(0u);
-#ifdef __SYCL_DEVICE_ONLY__
-  const uint64 mask = count >= 64 ? ~uint64(0) : count <= 0 ? 0 : (uint64(1) << count) - 1;
-  asm("kmovq %2, %%k1\n\tvmovdqu8 (%1), %0%{%%k1%}%{z%}" : "=v"(value) : "r"(at), "r"(mask) : "k1", "memory");
-#else
-  (void)at, (void)count;
-#endif
-  return value;
-}
-
 // Deals the lanes of a and b, in this order, to two vectors in turn.
 inline void deal(Vec<uint32, 16> a, Vec<uint32, 16> b, Vec<uint32, 16>& even, Vec<uint32, 16>& odd) {
   even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+inline uint32 max_lane(Vec<uint32, 16> v) {
+  const auto eight = __builtin_elementwise_max(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                                               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  const auto four = __builtin_elementwise_max(__builtin_shufflevector(eight, eight, 0, 1, 2, 3),
+                                              __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+  const auto two = __builtin_elementwise_max(__builtin_shufflevector(four, four, 0, 1), __builtin_shufflevector(four, four, 2, 3));
+  return two[0] > two[1] ? two[0] : two[1];
 }
 
 // Writes elements [k0, k0 + num_k) of a row of K elements, which have at most 11 significant bits, as chunks of fixed-point
@@ -82,17 +78,13 @@ template <DType dtype, class W>
       from = tail;
     }
     F values[vectors];
-    F most = F(0.0f);
+    U most = U(0u);  // of the magnitudes' bits, of which NaN has the most
 #pragma unroll
     for (int i = 0; i < vectors; ++i) {
       values[i] = load_floats<dtype, 16>(from + 16 * i);
-      const F magnitude = bit_cast<F>(bit_cast<U>(values[i]) & 0x7fffffffu);
-      most = magnitude > most || magnitude != magnitude ? magnitude : most;  // NaN stays
+      most = __builtin_elementwise_max(most, bit_cast<U>(values[i]) & 0x7fffffffu);
     }
-    float absmax = 0.0f;
-#pragma unroll
-    for (int l = 0; l < 16; ++l) absmax = most[l] > absmax || most[l] != most[l] ? most[l] : absmax;
-    const uint32 exponent = bit_cast<uint32>(absmax) >> 23;
+    const uint32 exponent = max_lane(most) >> 23;
     const bool is_finite = exponent < 255, is_zero = exponent <= 14;
     scales[c] = is_zero ? 0.0f : is_finite ? bit_cast<float>((exponent - 14) << 23) * W::unit : __builtin_nanf("");
     const float inverse = is_zero || !is_finite ? 0.0f : bit_cast<float>((268 - exponent) << 23);
@@ -136,7 +128,8 @@ template <Encoding encoding, bool has_zero_point> struct IntegerChunks {
   static constexpr int vectors_apart = encoding == Encoding::int8 ? 4 : 1;  // groups of vectors that hold different k
   static constexpr float unit = encoding == Encoding::e2m1 ? 0.5f : 1.0f;  // what a 1 stands for
 
-  static uint32 zero(uint8 point) { return Codes<S, encoding, has_zero_point>::zero(point); }  // tables are alike
+  // What `load` adds to codes: the index of their values, modulo 32.
+  static units zero(units points) { return (32u - points) * 0x10001u; }
   static void dot(sums& acc, units x, units w) { dot_int16(acc, x, w); }
   template <DType dtype>
   static void prepare(const element_t<dtype>* row, int64 k0, int64 num_k, int64 k, uint32* to, float* scales) {
@@ -196,30 +189,32 @@ inline Vec<uint32, 16> interleave_high(Vec<uint32, 16> a, Vec<uint32, 16> b) {
   return result;
 }
 
-// Bytes of a table of 16, which is the same in each 128 bits, by the low four bits of each byte of `index`.
-inline Vec<uint32, 16> look_up_bytes(Vec<uint32, 16> index, Vec<uint32, 16> table) {
-  Vec<uint32, 16> result = index;
+// Each byte as bits: row i of the matrix says which bits of it add up, modulo 2, to bit i of the result, row 7 in the lowest
+// byte; then those of `flip` are inverted (GF2P8AFFINEQB).
+template <int flip> inline Vec<uint32, 16> affine_bits(Vec<uint32, 16> bytes, uint64 matrix) {
+  Vec<uint32, 16> result = bytes;
 #ifdef __SYCL_DEVICE_ONLY__
-  asm("vpshufb %1, %2, %0" : "=v"(result) : "v"(index), "v"(table));
+  asm("vgf2p8affineqb %3, %2, %1, %0" : "=v"(result) : "v"(bytes), "v"(Vec<uint64, 8>(matrix)), "n"(flip));
 #else
-  (void)table;
+  (void)matrix;
 #endif
   return result;
 }
 
-// Which of 64 bytes, doubled without their top bit, are not in [first, first + count).
-inline uint64 outside(Vec<uint32, 16> bytes, uint32 first, uint32 count) {
+// Whether any of 128 bytes, doubled without their top bit, is not in [first, first + count).
+inline bool any_outside(Vec<uint32, 16> a, Vec<uint32, 16> b, uint32 first, uint32 count) {
   uint64 mask = 0;
 #ifdef __SYCL_DEVICE_ONLY__
-  Vec<uint32, 16> doubled;
-  asm("vpaddb %2, %2, %1\n\tvpsubb %3, %1, %1\n\tvpcmpnltub %4, %1, %%k1\n\tkmovq %%k1, %0"
-      : "=r"(mask), "=&v"(doubled)
-      : "v"(bytes), "v"(Vec<uint32, 16>(first * 0x01010101u)), "v"(Vec<uint32, 16>(count * 0x01010101u))
+  Vec<uint32, 16> most, other;
+  asm("vpaddb %3, %3, %1\n\tvpaddb %4, %4, %2\n\tvpsubb %5, %1, %1\n\tvpsubb %5, %2, %2\n\t"
+      "vpmaxub %2, %1, %1\n\tvpcmpnltub %6, %1, %%k1\n\tkmovq %%k1, %0"
+      : "=r"(mask), "=&v"(most), "=&v"(other)
+      : "v"(a), "v"(b), "v"(Vec<uint32, 16>(first * 0x01010101u)), "v"(Vec<uint32, 16>(count * 0x01010101u))
       : "k1");
 #else
-  (void)bytes, (void)first, (void)count;
+  (void)a, (void)b, (void)first, (void)count;
 #endif
-  return mask;
+  return mask != 0;
 }
 
 // FP8 as pairs of bf16, a chunk at a time.
@@ -234,21 +229,22 @@ template <Encoding encoding> struct Fp8Chunks {
   // Codes from the smallest with an exponent up to those of infinities and NaN, doubled.
   static constexpr uint32 first_ordinary = is_e4m3 ? 0x10 : 0x08, first_special = is_e4m3 ? 0xfe : 0xf8;
 
-  static uint32 zero(uint8) { return 0; }
+  static units zero(units) { return units(0u); }
   static void dot(sums& acc, units x, units w) { dot_bf16(acc, x, w); }
 
   static void load(const uint8* at, units, units (&chunk)[kChunkVectors]) {
+    const units codes[2] = {cpu::load<units>(at), cpu::load<units>(at + 64)};
+    const bool is_ordinary = !any_outside(codes[0], codes[1], first_ordinary, first_special - first_ordinary);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const auto codes = cpu::load<units>(at + 64 * half);
-      if (outside(codes, first_ordinary, first_special - first_ordinary) == 0) {
-        const units low = is_e4m3 ? (codes << 4) & 0xf0f0f0f0u : (codes << 5) & 0xe0e0e0e0u;
-        const units high = high_bytes(codes);
-        chunk[2 * half] = interleave_low(low, high);
-        chunk[2 * half + 1] = interleave_high(low, high);
+      units* const to = chunk + 2 * half;
+      if (is_ordinary) [[likely]] {
+        const units low = affine_bits<0>(codes[half], low_bits), high = affine_bits<bias_bits>(codes[half], high_bits);
+        to[0] = interleave_low(low, high);
+        to[1] = interleave_high(low, high);
       } else {
-        chunk[2 * half] = fp8_pairs<encoding>(sign_words(interleave_low(codes, codes)));
-        chunk[2 * half + 1] = fp8_pairs<encoding>(sign_words(interleave_high(codes, codes)));
+        to[0] = fp8_pairs<encoding>(sign_words(interleave_low(codes[half], codes[half])));
+        to[1] = fp8_pairs<encoding>(sign_words(interleave_high(codes[half], codes[half])));
       }
     }
   }
@@ -269,16 +265,12 @@ template <Encoding encoding> struct Fp8Chunks {
   }
 
  private:
-  // Sign, and all but the lowest bit of the exponent with the difference of the biases.
-  static units high_bytes(units codes) {
-    if constexpr (is_e4m3) {
-      const units table = {0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0, 0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0,
-                           0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0, 0x3f3e3d3c, 0x43424140, 0xbfbebdbc, 0xc3c2c1c0};
-      return look_up_bytes((codes >> 4) & 0x0f0f0f0fu, table);
-    } else {
-      return (((codes >> 3) & 0x0f0f0f0fu) + 0x38383838u) | (codes & 0x80808080u);
-    }
-  }
+  // Bytes of bf16 as sums of bits of the code (affine_bits). The exponent e of E4M3 plus the difference of the biases, 120,
+  // has the bits e3, four times not e3, e2, e1, e0; that of E5M2, plus 112, has e4, three times not e4, e3 to e0.
+  static constexpr uint64 high_bits = is_e4m3 ? 0x1020404040404080 : 0x0810204040404080;
+  static constexpr int bias_bits = is_e4m3 ? 0x3c : 0x38;
+  static constexpr uint64 low_bits = is_e4m3 ? 0x01020408 : 0x010204;
+
   // The upper byte of each word, sign-extended to the word.
   static units sign_words(units words) {
     using I = Vec<int32, 16>;
@@ -295,18 +287,23 @@ template <Encoding encoding, bool has_zero_point> struct ChunksOf {
 template <bool has_zero_point> struct ChunksOf<Encoding::e4m3, has_zero_point> { using type = Fp8Chunks<Encoding::e4m3>; };
 template <bool has_zero_point> struct ChunksOf<Encoding::e5m2, has_zero_point> { using type = Fp8Chunks<Encoding::e5m2>; };
 
-// Lane l of the result is value[l / (16 / count)]: what blocks have for the lanes of a chunk's vectors.
-template <int count, class T> inline Vec<T, 16> spread(const T* value) {
-  if constexpr (count == 1) {
-    return Vec<T, 16>(value[0]);
-  } else if constexpr (count == 2) {
-    const auto v = load<Vec<T, 2>>(value);
-    return __builtin_shufflevector(v, v, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-  } else {
-    static_assert(count == 4, "blocks of 32, 64 or 128 k");
-    const auto v = load<Vec<T, 4>>(value);
-    return __builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  }
+// value[index[l]] in lane l.
+template <class T> inline Vec<T, 16> pick(Vec<T, 16> value, Vec<uint32, 16> index) {
+  auto result = bit_cast<Vec<uint32, 16>>(value);
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpermd %2, %1, %0" : "=v"(result) : "v"(index), "v"(value));
+#else
+  (void)index;
+#endif
+  return bit_cast<Vec<T, 16>>(result);
+}
+
+// l / (16 / count) in lane l: which of the `count` blocks beside each other in a vector it belongs to.
+template <int count> inline Vec<uint32, 16> block_of_lane() {
+  static_assert(count == 1 || count == 2 || count == 4, "blocks of 32, 64 or 128 k");
+  if constexpr (count == 1) return Vec<uint32, 16>(0u);
+  else if constexpr (count == 2) return {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+  else return {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
 }
 
 // token[r][n] = sum over k in [k0, k0 + num_k) of x[r][k] * w[row n][k]; missing rows repeat the last one. The rows of w
@@ -317,42 +314,46 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
                                    int64 k) {
   using floats = Vec<float, 16>;
   using units = typename W::units;
-  constexpr int kChunksAtOnce = 8;  // whose scales are read together
   constexpr bool parts = B::block_k != 0 && B::block_k < kChunkK;
   constexpr int per_chunk = parts ? kChunkK / (B::block_k == 0 ? 1 : B::block_k) : 1;  // blocks
   constexpr int apart = W::vectors_apart < per_chunk ? W::vectors_apart : per_chunk;  // groups of vectors
   constexpr int per_group = per_chunk / apart;                                        // blocks, beside each other in lanes
+  constexpr int at_once = 16 / per_chunk;  // chunks whose scales are in one vector
   static_assert(B::block_k == 0 || kChunkK % B::block_k == 0 || B::block_k % kChunkK == 0, "chunks and blocks nest");
   const uint8* row[N];
+  RowScales<B> row_scales[N];
   const int64 row_bytes = ceil_div(k * W::bits, 8);
 #pragma unroll
-  for (int n = 0; n < N; ++n) row[n] = w + w_stride * rows.row_or_last(n) + k0 * W::bits / 8;
+  for (int n = 0; n < N; ++n) {
+    const int64 at = rows.row_or_last(n);
+    row[n] = w + w_stride * at + k0 * W::bits / 8;
+    if constexpr (B::block_k != 0) row_scales[n] = {blocks, at};
+  }
   int64 left = row_bytes - k0 * W::bits / 8;
   floats result[R * N];
 #pragma unroll
   for (int i = 0; i < R * N; ++i) result[i] = floats(0.0f);
-  float scale[N][kChunksAtOnce * per_chunk];
-  uint32 zero[N][kChunksAtOnce * per_chunk];
+  Vec<float, 16> scale[N];
+  units zero[N];
   const int64 num_chunks = ceil_div(num_k, kChunkK);
-  for (int64 c0 = 0; c0 < num_chunks; c0 += kChunksAtOnce) {
-    const int64 end = c0 + kChunksAtOnce < num_chunks ? c0 + kChunksAtOnce : num_chunks;
-    const int64 first_k = k0 + c0 * kChunkK;
-    const int64 last_k = (k0 + end * kChunkK < k ? k0 + end * kChunkK : k) - 1;
+  for (int64 c0 = 0; c0 < num_chunks; c0 += at_once) {
+    const int64 end = c0 + at_once < num_chunks ? c0 + at_once : num_chunks;
     int64 first_block = 0;
     if constexpr (B::block_k != 0) {
-      first_block = first_k / B::block_k;
+      const int64 last_k = (k0 + end * kChunkK < k ? k0 + end * kChunkK : k) - 1;
+      first_block = (k0 + c0 * kChunkK) / B::block_k;
       const int count = int(last_k / B::block_k - first_block) + 1;
+#pragma unroll
       for (int n = 0; n < N; ++n) {
-        blocks.template read<W>(rows.row_or_last(n), first_block, count, scale[n], zero[n]);
-        if constexpr (parts)  // inputs past K are zero, so any number will do
-          for (int i = count; i < kChunksAtOnce * per_chunk; ++i) scale[n][i] = 0.0f, zero[n][i] = 0;
+        scale[n] = row_scales[n].scales(first_block, count);
+        if constexpr (B::has_zero_point) zero[n] = W::zero(row_scales[n].zeros(first_block, count));
       }
     }
 #pragma clang loop unroll(disable)
     for (int64 c = c0; c < end; ++c) {
-      int64 block = 0;
-      if constexpr (parts) block = (c - c0) * per_chunk;
-      else if constexpr (B::block_k != 0) block = (k0 + c * kChunkK) / B::block_k - first_block;
+      auto block = block_of_lane<per_group>();
+      if constexpr (parts) block += uint32(c - c0) * per_chunk;
+      else if constexpr (B::block_k != 0) block += uint32((k0 + c * kChunkK) / B::block_k - first_block);
       prefetch_streams<W::chunk_bytes>(row, rows.ahead(row_bytes - left));
       uint8 tail[N][W::chunk_bytes];
       if (left < W::chunk_bytes)
@@ -364,11 +365,11 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         units chunk[kChunkVectors];
-        W::load(row[n], B::has_zero_point ? spread<per_group>(zero[n] + block) : units(0u), chunk);
+        W::load(row[n], B::has_zero_point ? pick(zero[n], block) : units(0u), chunk);
         row[n] += W::chunk_bytes;
 #pragma unroll
         for (int g = 0; g < apart; ++g) {
-          const floats weight_scale = B::block_k != 0 ? spread<per_group>(scale[n] + block + g * per_group) : floats(1.0f);
+          const floats weight_scale = B::block_k != 0 ? pick(scale[n], block + uint32(g * per_group)) : floats(1.0f);
           constexpr int vectors = kChunkVectors / apart;
 #pragma unroll
           for (int r = 0; r < R; ++r) {
@@ -397,6 +398,9 @@ inline void chunk_rows_form(const uint8* const (&w)[num_matrices], const uint8* 
     constexpr int R = decltype(tokens_in_tile)::value;
     constexpr int N = decltype(rows_in_tile)::value;
     const int there = num_tokens - t0 < R ? num_tokens - t0 : R;
+    if constexpr (B::block_k != 0)
+#pragma unroll
+      for (int i = 0; i < num_matrices * N; ++i) blocks[i / N].ask(i % N * ceil_div(num_n, N));
     for (int64 k0 = 0; k0 < k; k0 += kPreparedK) {
       const int64 num_k = k - k0 < kPreparedK ? k - k0 : kPreparedK;
       const uint32* x[R];

@@ -34,15 +34,29 @@ struct WeightScales {
   int32 block_n;
 };
 
+// Powers of two, from their exponents.
+template <int lanes> inline Vec<float, lanes> e8m0_floats(Vec<uint8, lanes> exponents) {
+  using U = Vec<uint32, lanes>;
+  const U bits = __builtin_convertvector(exponents, U);
+  const U powers = bits == 0u ? U(0x00400000u) : bits << 23;
+  return bit_cast<Vec<float, lanes>>(bits == 255u ? U(0x7fc00000u) : powers);
+}
+
 // lanes scales as floats.
 template <DType dtype, int lanes> inline Vec<float, lanes> scale_floats(const element_t<dtype>* from) {
-  if constexpr (dtype == DType::e8m0) {
-    using U = Vec<uint32, lanes>;
-    const U bits = __builtin_convertvector(load<Vec<uint8, lanes>>(from), U);
-    const U powers = bits == 0u ? U(0x00400000u) : bits << 23;
-    return bit_cast<Vec<float, lanes>>(bits == 255u ? U(0x7fc00000u) : powers);
+  if constexpr (dtype == DType::e8m0) return e8m0_floats<lanes>(load<Vec<uint8, lanes>>(from));
+  else return load_floats<dtype, lanes>(from);
+}
+
+// Up to 16 scales as floats; what lies past `count` of them is not touched.
+template <DType dtype> inline Vec<float, 16> first_scale_floats(const element_t<dtype>* from, int count) {
+  const auto bytes = load_first(reinterpret_cast<const uint8*>(from), count * num_bytes(dtype));
+  if constexpr (dtype == DType::fp32) {
+    return bit_cast<Vec<float, 16>>(bytes);
+  } else if constexpr (dtype == DType::e8m0) {
+    return e8m0_floats<16>(bit_cast<Vec<uint8, 16>>(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3)));
   } else {
-    return load_floats<dtype, lanes>(from);
+    return half_floats<dtype, 16>(bit_cast<Vec<uint16, 16>>(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3, 4, 5, 6, 7)));
   }
 }
 
@@ -84,8 +98,7 @@ template <class Config> struct Blocks {
 
   // Scales of row n (from weights.row on) in blocks b .. b + count - 1, and what W::load takes for each.
   template <class W> void read(int64 n, int64 b, int count, float* scale, uint32* zero) const {
-    const int64 block = block_of_row(n);
-    const auto* scales = static_cast<const element_t<Config::scale_dtype>*>(weights.scale) + block * weights.n_stride;
+    const auto* scales = row_of_scales(n);
     prefetch(scales + k_index(b) * weights.k_stride + kScaleRowsAhead * weights.n_stride);
     int i = 0;
     if constexpr (one_to_one)
@@ -102,10 +115,18 @@ template <class Config> struct Blocks {
 #pragma clang loop unroll(disable)
     for (; i < count; ++i) scale[i] = to_float<Config::scale_dtype>(scales[k_index(b + i) * weights.k_stride]);
     if constexpr (Config::has_zero_point) {
-      const uint8* zeros = weights.zero + block * weights.zero_n_stride;
+      const uint8* zeros = weights.zero + block_of_row(n) * weights.zero_n_stride;
 #pragma clang loop unroll(disable)
       for (i = 0; i < count; ++i) zero[i] = W::zero(zeros[k_index(b + i) * weights.zero_k_stride]);
     }
+  }
+
+  // Asks for the scales of rows n .. n + kScaleRowsAhead - 1, which nobody has asked for before they are read.
+  void ask(int64 n) const {
+    constexpr int64 line = 64, most = 8 * line;  // rows may lie far apart
+    const auto* const from = reinterpret_cast<const uint8*>(row_of_scales(n));
+    const int64 bytes = reinterpret_cast<const uint8*>(row_of_scales(n + kScaleRowsAhead)) - from;
+    for (int64 at = 0; at == 0 || at < (bytes < most ? bytes : most); at += line) prefetch(from + at);
   }
 
   // Whether the first `rows` rows have the same scales.
@@ -118,16 +139,63 @@ template <class Config> struct Blocks {
   }
 
  private:
+  template <class> friend struct RowScales;
+  using Scale = element_t<Config::scale_dtype>;
+  static constexpr DType scale_dtype = Config::scale_dtype;
   static constexpr bool one_to_one = Config::scale_block_k == block_k;
 
   int64 block_of_row(int64 n) const {
     if (weights.block_n == 1) return weights.row + n;  // a division takes longer than all else here
+    asm volatile("");                                  // or it would be made first, needed or not
     return uint32(weights.row + n) / uint32(weights.block_n);
+  }
+
+  const Scale* row_of_scales(int64 n) const {
+    return static_cast<const Scale*>(weights.scale) + block_of_row(n) * weights.n_stride;
   }
 
   static int64 k_index(int64 b) {
     if constexpr (Config::scale_block_k == 0) return 0;
     else return b / (Config::scale_block_k / block_k);
+  }
+};
+
+// Scales of one weight row, up to 16 at a time in the lanes of a vector.
+template <class B> struct RowScales {
+  const WeightScales* weights;
+  const typename B::Scale* scale;
+  const uint8* zero;
+
+  RowScales() = default;
+  RowScales(const B& blocks, int64 n)
+      : weights(&blocks.weights), scale(blocks.row_of_scales(n)),
+        zero(weights->zero + blocks.block_of_row(n) * weights->zero_n_stride) {}
+
+  // Those of blocks b .. b + count - 1, in the first lanes.
+  Vec<float, 16> scales(int64 b, int count) const {
+    if constexpr (B::one_to_one)
+      if (weights->k_stride == 1) {
+        if (b * sizeof(typename B::Scale) % 64 == 0) prefetch(scale + b + kScaleRowsAhead * weights->n_stride);
+        return first_scale_floats<B::scale_dtype>(scale + b, count);
+      }
+    float lanes[16] = {};
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < count; ++i) lanes[i] = to_float<B::scale_dtype>(scale[B::k_index(b + i) * weights->k_stride]);
+    return load<Vec<float, 16>>(lanes);
+  }
+
+  // Their zero points.
+  Vec<uint32, 16> zeros(int64 b, int count) const {
+    if constexpr (B::one_to_one)
+      if (weights->zero_k_stride == 1) {
+        const auto bytes = load_first(zero + b, count);
+        return __builtin_convertvector(bit_cast<Vec<uint8, 16>>(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3)),
+                                       Vec<uint32, 16>);
+      }
+    uint32 lanes[16] = {};
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < count; ++i) lanes[i] = zero[B::k_index(b + i) * weights->zero_k_stride];
+    return load<Vec<uint32, 16>>(lanes);
   }
 };
 

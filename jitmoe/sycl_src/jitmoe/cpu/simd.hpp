@@ -42,19 +42,32 @@ constexpr int simd_lanes(CpuIsa isa) { return isa == CpuIsa::generic ? 4 : isa =
 constexpr bool has_tiles(CpuIsa isa) { return isa == CpuIsa::amx_bf16 || isa == CpuIsa::amx_fp16; }
 constexpr bool has_bf16_dot(CpuIsa isa) { return isa == CpuIsa::avx512_bf16 || has_tiles(isa); }
 
-// Every CPU with avx512_bf16 has avx512_vnni.
+// avx512_bf16 stands for avx512_vnni and gfni too (runtime/cpu.py).
 constexpr bool has_int8_dot(CpuIsa isa) { return has_bf16_dot(isa); }
+
+// bf16 or fp16 as floats.
+template <DType dtype, int lanes> inline Vec<float, lanes> half_floats(Vec<uint16, lanes> bits) {
+  static_assert(dtype == DType::bf16 || dtype == DType::fp16, "16 bits");
+  if constexpr (dtype == DType::bf16) return bit_cast<Vec<float, lanes>>(__builtin_convertvector(bits, Vec<uint32, lanes>) << 16);
+  else return __builtin_convertvector(bit_cast<Vec<_Float16, lanes>>(bits), Vec<float, lanes>);
+}
 
 // lanes floats from lanes stored elements.
 template <DType dtype, int lanes> inline Vec<float, lanes> load_floats(const element_t<dtype>* from) {
-  if constexpr (dtype == DType::fp32) {
-    return load<Vec<float, lanes>>(from);
-  } else if constexpr (dtype == DType::bf16) {
-    const auto bits = __builtin_convertvector(load<Vec<uint16, lanes>>(from), Vec<uint32, lanes>);
-    return bit_cast<Vec<float, lanes>>(bits << 16);
-  } else {
-    return __builtin_convertvector(load<Vec<_Float16, lanes>>(from), Vec<float, lanes>);
-  }
+  if constexpr (dtype == DType::fp32) return load<Vec<float, lanes>>(from);
+  else return half_floats<dtype, lanes>(load<Vec<uint16, lanes>>(from));
+}
+
+// The first `count` bytes at `at`, zero for the rest of 64; what lies past them is not touched.
+inline Vec<uint32, 16> load_first(const uint8* at, int64 count) {
+  Vec<uint32, 16> value(0u);
+#ifdef __SYCL_DEVICE_ONLY__
+  const uint64 mask = count >= 64 ? ~uint64(0) : count <= 0 ? 0 : (uint64(1) << count) - 1;
+  asm("kmovq %2, %%k1\n\tvmovdqu8 (%1), %0%{%%k1%}%{z%}" : "=v"(value) : "r"(at), "r"(mask) : "k1", "memory");
+#else
+  (void)at, (void)count;
+#endif
+  return value;
 }
 
 // Bits of lanes bf16, rounded to nearest even; NaN stays NaN.
