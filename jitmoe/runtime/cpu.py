@@ -21,8 +21,8 @@ RUNTIME_LIBRARY = "libintelocl.so"
 ICD_VARIABLE = "OCL_ICD_FILENAMES"
 
 CPUINFO = Path("/proc/cpuinfo")
-# What each instruction set needs, by the names that are listed there. Of the CPUs with avx512_bf16 only Cooper Lake has no
-# gfni.
+# What each instruction set needs, by the names that are listed there. Of the CPUs with avx512_bf16 only Cooper Lake has
+# no gfni.
 _AVX512_FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 _BF16_FLAGS = _AVX512_FLAGS | {"avx512_bf16", "avx512_vnni", "gfni"}
 _TILE_FLAGS = _BF16_FLAGS | {"amx_tile", "amx_bf16", "amx_int8"}
