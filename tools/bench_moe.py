@@ -33,7 +33,6 @@ from jitmoe import pipeline, reference
 from jitmoe.compilers.base import ArtifactKind
 from jitmoe.device import CpuIsa
 from jitmoe.models import find_model
-from jitmoe.plan.cpu import tile_parts
 from jitmoe.plan.launch import Launch, Plan
 from jitmoe.problems.fused_moe import DType
 from jitmoe.runtime import cpu, loader
@@ -262,14 +261,13 @@ class Limits:
             )
             for streams, ahead in self.READ_WAYS
         ]
-        parts = tile_parts(isa, DType(dtype)) if isa.has_tiles else 1  # products of bf16 take the place of one
-        steps = self.TILE_STEPS if isa.has_tiles else self.DOT_STEPS
-        factor = DType.BF16 if parts > 1 else DType(dtype)
-        self._dot = self._bind(ProbeDot(isa=isa, dtype=factor), self.DOT_GROUPS, steps=steps)
+        with_tiles = isa.has_tiles if dtype == "bf16" else dtype == "fp16" and isa is CpuIsa.AMX_FP16
+        steps = self.TILE_STEPS if with_tiles else self.DOT_STEPS
+        self._dot = self._bind(ProbeDot(isa=isa, dtype=DType(dtype)), self.DOT_GROUPS, steps=steps)
         lanes = {CpuIsa.GENERIC: 4, CpuIsa.AVX2: 8}.get(isa, 16)
         pairs = 2 if dtype == "bf16" and isa is CpuIsa.AVX512_BF16 else 1
-        per_step = self.TILE_OPERATIONS if isa.has_tiles else self.DOT_CHAINS * lanes * pairs * 2
-        self._operations = self.DOT_GROUPS * steps * per_step // (parts * (parts + 1) // 2)
+        per_step = self.TILE_OPERATIONS if with_tiles else self.DOT_CHAINS * lanes * pairs * 2
+        self._operations = self.DOT_GROUPS * steps * per_step
 
     def _bind(self, spec: KernelSpec, groups: int, **scalars: int) -> BoundPlan:
         entry = pipeline.default().build([spec], self._stream.device)[spec]

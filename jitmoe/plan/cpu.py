@@ -48,8 +48,8 @@ AMX_FEW_TOKENS = 64
 AMX_DOWN_ITEMS_PER_CORE = 4
 # Each k of [K][N] weights is in a page of its own, which costs more than reading a part: few work-items, wide parts.
 AMX_KN_ITEMS_PER_CORE = 2
-# Tokens per expert from which on a number is worth cutting into that many bf16: fp16 takes 1.4 times as long at 2
-# tokens, 0.9 times at 8.
+# Tokens per expert from which on a number is worth cutting into that many bf16: fp16 takes 1.4 times as long at 2 tokens,
+# 0.9 times at 8.
 SPLIT_MIN_TOKENS = {2: 6, 3: 12}
 MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
 CHUNK_K = 128  # kChunkK in cpu/chunk_rows.hpp
@@ -176,7 +176,7 @@ def _takes_tiles(problem: MoEProblem, isa: CpuIsa) -> bool:
         has_many = problem.num_pairs > max(problem.num_experts, FEW_PAIRS)
         fits = len(forms) == 2 and all(_sum_block_k(problem, form) % AMX_STEP == 0 for form in forms)
         return problem.dtype is not DType.FP32 and has_many and fits
-    parts = tile_parts(isa, problem.dtype)
+    parts = _tile_parts(isa, problem.dtype)
     if parts > 1:  # staging weights is too much work for few tokens
         has_many = problem.num_pairs > FEW_PAIRS and problem.num_pairs >= SPLIT_MIN_TOKENS[parts] * max_groups(problem)
         return not forms and {problem.w1_layout, problem.w2_layout} == {Layout.NK} and has_many
@@ -385,14 +385,14 @@ def _second_epilogue(problem: MoEProblem) -> dict[str, Any]:
     }
 
 
-def tile_parts(isa: CpuIsa, x_dtype: DType) -> int:
+def _tile_parts(isa: CpuIsa, x_dtype: DType) -> int:
     """Returns how many bf16 stand for a number in tiles; 1 if it is none (split_parts in cpu/amx_split.hpp)."""
     return 3 if x_dtype is DType.FP32 else 2 if x_dtype is DType.FP16 and isa is CpuIsa.AMX_BF16 else 1
 
 
 def _tile_element_bytes(isa: CpuIsa, x_dtype: DType) -> int:
     """Returns the bytes of a number in token tiles."""
-    parts = tile_parts(isa, x_dtype)
+    parts = _tile_parts(isa, x_dtype)
     return DType.BF16.num_bytes * parts if parts > 1 else x_dtype.num_bytes
 
 
