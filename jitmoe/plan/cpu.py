@@ -48,9 +48,8 @@ AMX_FEW_TOKENS = 64
 AMX_DOWN_ITEMS_PER_CORE = 4
 # Each k of [K][N] weights is in a page of its own, which costs more than reading a part: few work-items, wide parts.
 AMX_KN_ITEMS_PER_CORE = 2
-# Tokens per expert from which on a number is worth cutting into that many bf16: fp16 takes 1.4 times as long at 2 tokens,
-# 0.9 times at 8.
-SPLIT_MIN_TOKENS = {2: 6, 3: 12}
+# Tokens per expert from which on fp16 is worth cutting into two bf16: at 2 it takes 1.4 times as long, at 8 0.9 times.
+SPLIT_MIN_TOKENS = 6
 MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
 CHUNK_K = 128  # kChunkK in cpu/chunk_rows.hpp
 CHUNK_PARTS = (32, 64)  # blocks that are shorter than a chunk
@@ -176,11 +175,10 @@ def _takes_tiles(problem: MoEProblem, isa: CpuIsa) -> bool:
         has_many = problem.num_pairs > max(problem.num_experts, FEW_PAIRS)
         fits = len(forms) == 2 and all(_sum_block_k(problem, form) % AMX_STEP == 0 for form in forms)
         return problem.dtype is not DType.FP32 and has_many and fits
-    parts = _tile_parts(isa, problem.dtype)
-    if parts > 1:  # staging weights is too much work for few tokens
-        has_many = problem.num_pairs > FEW_PAIRS and problem.num_pairs >= SPLIT_MIN_TOKENS[parts] * max_groups(problem)
+    if problem.dtype is DType.FP16 and isa is CpuIsa.AMX_BF16:  # staging weights is too much work for few tokens
+        has_many = problem.num_pairs > FEW_PAIRS and problem.num_pairs >= SPLIT_MIN_TOKENS * max_groups(problem)
         return not forms and {problem.w1_layout, problem.w2_layout} == {Layout.NK} and has_many
-    if problem.dtype is DType.FP16 and not all(_fits_fp16(form) for form in forms):
+    if problem.dtype is DType.FP32 or (problem.dtype is DType.FP16 and not all(_fits_fp16(form) for form in forms)):
         return False
     # About one token per expert: rows are multiplied while they are read, in the order in which they are stored.
     rows_are_dense = problem.w1_layout is Layout.NK and problem.w2_layout is Layout.NK
@@ -385,15 +383,10 @@ def _second_epilogue(problem: MoEProblem) -> dict[str, Any]:
     }
 
 
-def _tile_parts(isa: CpuIsa, x_dtype: DType) -> int:
-    """Returns how many bf16 stand for a number in tiles; 1 if it is none (split_parts in cpu/amx_split.hpp)."""
-    return 3 if x_dtype is DType.FP32 else 2 if x_dtype is DType.FP16 and isa is CpuIsa.AMX_BF16 else 1
-
-
 def _tile_element_bytes(isa: CpuIsa, x_dtype: DType) -> int:
-    """Returns the bytes of a number in token tiles."""
-    parts = _tile_parts(isa, x_dtype)
-    return DType.BF16.num_bytes * parts if parts > 1 else x_dtype.num_bytes
+    """Returns the bytes of a number in token tiles, where two bf16 may stand for an fp16."""
+    is_split = x_dtype is DType.FP16 and isa is CpuIsa.AMX_BF16
+    return 2 * x_dtype.num_bytes if is_split else x_dtype.num_bytes
 
 
 def _panel_row_bytes(problem: MoEProblem, element: int) -> int:
@@ -487,10 +480,10 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
         "rows_stride": y_stride,
         "given_stride": problem.a2_scale_stride or 0,
     }
-    panels = tile_element = 0
+    panels = 0
     if choice.block_tokens:
-        tile_element = _tile_element_bytes(choice.gate_up.isa, choice.gate_up.x_dtype)
-        panels = gate_up_items * choice.block_tokens * _panel_row_bytes(problem, tile_element)
+        element = _tile_element_bytes(choice.gate_up.isa, choice.gate_up.x_dtype)
+        panels = gate_up_items * choice.block_tokens * _panel_row_bytes(problem, element)
     steps: list[tuple[KernelSpec | None, int, dict[str, int]]] = [
         (choice.route, 1, {}),
         (choice.x_rows, x_items, x_scalars),
@@ -509,8 +502,8 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
             Buffer("sorted_pairs", 4 * problem.num_pairs),
             Buffer("groups", GROUP_BYTES * (1 + groups)),
             Buffer("panels", panels),
-            # In token tiles, several bf16 take the place of a number, 32 numbers at a time.
-            Buffer("inter", slots * max(4, tile_element) * align_up(problem.intermediate_size, AMX_STEP)),
+            # In token tiles of fp16, two bf16 take the place of a float, 32 numbers at a time.
+            Buffer("inter", slots * 4 * align_up(problem.intermediate_size, AMX_STEP)),
             *_row_buffers("x", choice.x_rows, num_x_rows, problem.hidden_size),
             *_row_buffers("y", choice.y_rows, slots, problem.intermediate_size),
             Buffer("sums", 4 * problem.num_tokens * down_ranges * choice.down_columns),

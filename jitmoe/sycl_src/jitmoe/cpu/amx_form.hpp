@@ -178,7 +178,7 @@ template <class S> struct TileWeights<S, Layout::kn> {
   }
 };
 
-// Into how many bf16 W cuts a number: 1, or more (cpu/amx_split.hpp), which lie beside each other in staged weights and X.
+// Into how many bf16 W cuts a number: 1, or 2 (cpu/amx_split.hpp), which lie beside each other in staged weights and in X.
 template <class W> inline constexpr int parts_of = 1;
 
 // What W multiplies by.
@@ -210,7 +210,7 @@ template <class W> struct FormScratch<W, true> {
   uint16 staged[2 * amx::kRows * W::staged_k];
   BlockScratch<ProductOf<W>> blocks;
 };
-constexpr int kPartBytes = 2 * 2 * amx::kRows * amx::kStep;  // of one part of 32 rows and one step, where there are several
+constexpr int kSplitBytes = 2 * 2 * amx::kRows * amx::kStep;  // of the high, or low, parts of 32 rows and one step
 
 // How often amx_form multiplies, at least.
 inline int64 multiplications(int num_tiles, int64 k) { return ceil_div(num_tiles, 3) * ceil_div(k, amx::kStep); }
@@ -350,22 +350,21 @@ template <class W, class Beside>
           const int together = left < kTogether ? int(left) : kTogether;
 #pragma clang loop unroll(disable)
           for (int step = 0; step < together; ++step) {
-#pragma unroll
-            for (int i = 0; i < parts; ++i)
-#pragma unroll
-              for (int j = 0; i + j < parts; ++j)
-                amx::multiply<dot_of<W>, num_x>(a0 + i * kPartBytes, a1 + i * kPartBytes, stride_bytes,
-                                                b + j * amx::kTokenTileUnits, tile_units);
+            amx::multiply<dot_of<W>, num_x>(a0, a1, stride_bytes, b, tile_units);
+            if constexpr (parts == 2) {  // high times high was that; now high times low and low times high
+              amx::multiply<dot_of<W>, num_x>(a0, a1, stride_bytes, b + amx::kTokenTileUnits, tile_units);
+              amx::multiply<dot_of<W>, num_x>(a0 + kSplitBytes, a1 + kSplitBytes, stride_bytes, b, tile_units);
+            }
             lines.fetch(lines_per_step);
             if constexpr (has_blocks) blocks.turn();
             beside();
-            a0 += parts > 1 ? parts * kPartBytes : 2 * amx::kStep;
-            a1 += parts > 1 ? parts * kPartBytes : 2 * amx::kStep;
+            a0 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;
+            a1 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;
             b += parts * amx::kTokenTileUnits;
           }
         }
       };
-      constexpr int64 row = parts > 1 ? amx::kStep : W::staged_k;
+      constexpr int64 row = parts == 2 ? amx::kStep : W::staged_k;
       const auto* const copy = reinterpret_cast<const uint8*>(staged);
       const auto run_staged = [&](int64 first, int64 from, int64 steps) {
         run(copy + 2 * first, copy + 2 * (amx::kRows * row + first), 2 * row, from, steps);

@@ -21,7 +21,7 @@
 // | sums          | [ranges][h_block / 32][M][32] | fp32    | workspace, a work-item's own columns
 // | out           | [M][H]                  | dtype         | row stride out_row_stride; caller's, may be hidden_states
 //
-// fp16 and fp32 as in cpu_gate_up_amx.hpp.
+// dtype is bf16 or fp16; fp16 as in cpu_gate_up_amx.hpp.
 //
 // nd_range: (ranges of h_block columns), work-groups of 1 work-item. A step is 32 columns of one expert. Beside its
 // multiplications, the step before it is scaled and added to the sums, and its own sums and the next tokens are asked for.
@@ -289,11 +289,10 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   adding.finish(add);
   amx::release();
 
-  using Out = Simd<CpuIsa::amx_bf16, Config::dtype>;
-  auto* const out = static_cast<typename Out::element*>(args.out) + h0;
+  auto* const out = static_cast<uint16*>(args.out) + h0;
   for (int32 n = 0; n < columns; n += kColumns)
-    store_sums<Out>(sums + int64(n) * args.num_tokens, kColumns, args.num_tokens,
-                    columns - n < kColumns ? columns - n : kColumns, out + n, args.out_row_stride);
+    store_sums<Simd<CpuIsa::amx_bf16, Config::dtype>>(sums + int64(n) * args.num_tokens, kColumns, args.num_tokens,
+                  columns - n < kColumns ? columns - n : kColumns, out + n, args.out_row_stride);
 }
 
 }  // namespace jitmoe::kernel

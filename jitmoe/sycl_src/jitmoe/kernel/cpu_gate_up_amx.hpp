@@ -16,8 +16,8 @@
 // | inter         | [slots / 16][I / 2][16]      | pairs of dtype | workspace, token tiles (cpu/amx_form.hpp), zero past I;
 // |               | [slots / 16][I][16]          | fp32  | if inter_is_fp32 (it will be quantized, cpu_tiles.hpp)
 //
-// fp16 that are not prepared are multiplied as such if isa is amx_fp16; else each number of panels and intermediate is two
-// bf16, and each fp32 three (cpu/amx_split.hpp).
+// dtype is bf16 or fp16. fp16 that are not prepared are multiplied as such if isa is amx_fp16; else each number of panels
+// and intermediate is two bf16 (cpu/amx_split.hpp).
 //
 // nd_range: (num_items), work-groups of 1 work-item, which have equal shares of all rows of all active experts
 // (cpu/shares.hpp). A step is 16 gate rows and the same 16 up rows, whose product tiles meet in the activation, or 32 rows
@@ -89,7 +89,7 @@ using namespace jitmoe::cpu;  // NOLINT: this namespace holds one kernel
 using S = Simd<CpuIsa::amx_bf16, DType::bf16>;
 
 constexpr int kBlockTokens = kMaxTiles * amx::kTokens;
-constexpr int kAskedBytes = 256;  // of a token, at once
+constexpr int kPartBytes = 256;  // of a token, asked for at once
 
 using Affine = epilogue::Affine<2 * amx::kRows, kBlockTokens>;
 
@@ -142,11 +142,10 @@ template <class Config, class Sum>
   if constexpr (Config::inter_is_fp32) {
     store(unit, value[0]);
     store(unit + amx::kTokens, value[1]);
-  } else if constexpr (constexpr int parts = split_parts(Config::isa, Config::dtype); parts > 1) {
-    store_split<parts>(round_to<Config::dtype, 16>(value[0]), round_to<Config::dtype, 16>(value[1]), unit);
-  } else {
+  } else if constexpr (splits(Config::isa, Config::dtype))
+    store_split(SplitFloats(round_to<DType::fp16, 16>(value[0])), SplitFloats(round_to<DType::fp16, 16>(value[1])), unit);
+  else
     store(unit, half_bits<Config::dtype, 16>(value[0]) | (half_bits<Config::dtype, 16>(value[1]) << 16));
-  }
 }
 
 }  // namespace gate_up_amx
@@ -157,8 +156,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   using H = Halves<Config::gate_up>;
   using Sum = SumOf<W>;
   constexpr int parts = parts_of<W>;  // of an input
-  constexpr int inter_parts = Config::inter_is_fp32 ? 2 : split_parts(Config::isa, Config::dtype);
-  using Number = typename Conditional<Config::x_dtype == DType::fp32, float, uint16>::type;  // of an input, or two int8
+  constexpr int inter_parts = Config::inter_is_fp32 || splits(Config::isa, Config::dtype) ? 2 : 1;
   (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::encoding, (void)Config::scale_dtype;
   (void)Config::has_zero_point, (void)Config::input_block_k, (void)Config::scale_block_k;  // not always read
   (void)Config::x_by_slot, (void)Config::x_scaled;
@@ -236,7 +234,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   const auto* const x_scale = static_cast<const float*>(args.x_scale);
   const int64 num_x_scales = Config::input_block_k == 0 ? 1 : ceil_div(hidden, Config::input_block_k);
   const int64 num_blocks = Config::block_k == 0 ? 1 : ceil_div(hidden, Config::block_k);
-  const int64 row_parts = ceil_div(int64(sizeof(Number)) * hidden, kAskedBytes);
+  const int64 row_parts = ceil_div(2 * hidden, kPartBytes);
 
   Block block = block_after({});
   if (block.num_tokens == 0) return;
@@ -256,7 +254,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   int64 ready_unit = 0;
   const auto unit_at = [](int64 u) {
     if constexpr (Config::inter_is_fp32) return 2 * u * amx::kTokens;
-    else return split_unit<inter_parts>(u);
+    else return inter_parts == 2 ? split_unit(u) : u * amx::kTokens;
   };
   Pace storing;
   const auto store_unit = [&](int64 i) {
@@ -271,22 +269,22 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
     const Block after = block_after(block);
     const int64 num_multiplications = multiplications(num_tiles, hidden);
     // Tokens of the next block, not so early that weights push them out of the cache again.
-    const int64 ask_from = block.last - ceil_div(kSoonBytes, 2 * amx::kRows * int64(sizeof(Number)) * hidden);
+    const int64 ask_from = block.last - ceil_div(kSoonBytes, 4 * amx::kRows * hidden);
     const int64 asking_steps = block.last - (ask_from < block.first ? block.first : ask_from);
     Pace asking(after.num_tokens * row_parts, asking_steps * num_multiplications);
     const auto ask = [&](int64 i) {
-      const uint8* const part = row_of(after, i / row_parts) + i % row_parts * kAskedBytes;
+      const uint8* const part = row_of(after, i / row_parts) + i % row_parts * kPartBytes;
 #pragma unroll
-      for (int line = 0; line < kAskedBytes; line += 64) prefetch(part + line);
+      for (int line = 0; line < kPartBytes; line += 64) prefetch(part + line);
     };
     if constexpr (scales_tokens<Config>()) storing.finish(store_unit);  // needs the scales of the tokens before
     for (int tile = 0; tile < num_tiles; ++tile) {
-      const Number* tokens[amx::kTokens];
+      const uint16* tokens[amx::kTokens];
       uint32* const tile_units = panel + tile * panel_dwords;
       for (int t = 0; t < amx::kTokens; ++t) {  // padding repeats the last token: its results are never read
         const int at = tile * amx::kTokens + t;
         const int there = at < block.num_tokens ? at : block.num_tokens - 1;
-        tokens[t] = reinterpret_cast<const Number*>(row_of(block, there));
+        tokens[t] = reinterpret_cast<const uint16*>(row_of(block, there));
         float scale = 1.0f;
         if constexpr (scales_sums<Config>()) {
           const float* const scales = x_scale + row_number(block, there) * num_x_scales;
@@ -305,7 +303,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
         if constexpr (scales_tokens<Config>())
           for (Affine& affine : s->affine) affine.token_scale[at] = scale;
       }
-      if constexpr (parts > 1) pack_split<Config::x_dtype, parts>(tokens, hidden, 0, panel_units, tile_units);
+      if constexpr (parts == 2) pack_split(tokens, hidden, 0, panel_units, tile_units);
       else pack_panel<S>(tokens, amx::kTokens, hidden, 0, panel_units, tile_units);
     }
     uint32* const tiles = inter + (block.group.slot + block.done) / amx::kTokens * inter_dwords;
