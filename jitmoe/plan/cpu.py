@@ -50,6 +50,9 @@ AMX_DOWN_ITEMS_PER_CORE = 4
 AMX_KN_ITEMS_PER_CORE = 2
 # Tokens per expert from which on fp16 is worth cutting into two bf16: at 2 it takes 1.4 times as long, at 8 0.9 times.
 SPLIT_MIN_TOKENS = 6
+# Tokens per expert up to which rows are multiplied while they are read, where there are tiles: plain numbers, codes of
+# integers and FP8 in chunks, other codes. docs/cpu-kernels.md has the measurements.
+ROWS_TOKENS, ROWS_TOKENS_INTEGERS, ROWS_TOKENS_FP8, ROWS_TOKENS_OTHERS = 1.5, 3, 2, 1
 MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
 CHUNK_K = 128  # kChunkK in cpu/chunk_rows.hpp
 CHUNK_PARTS = (32, 64)  # blocks that are shorter than a chunk
@@ -172,7 +175,7 @@ def _takes_tiles(problem: MoEProblem, isa: CpuIsa) -> bool:
     """Whether the kernels with tiles, of 16-bit numbers (two bf16 for an fp16) or int8, can do it and are faster."""
     forms = [quant.format for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
     if problem.input_quant is not None:  # a tile row belongs to one block
-        has_many = problem.num_pairs > max(problem.num_experts, FEW_PAIRS)
+        has_many = problem.num_pairs > max(_most_row_pairs(problem), FEW_PAIRS)
         fits = len(forms) == 2 and all(_sum_block_k(problem, form) % AMX_STEP == 0 for form in forms)
         return problem.dtype is not DType.FP32 and has_many and fits
     if problem.dtype is DType.FP16 and isa is CpuIsa.AMX_BF16:  # staging weights is too much work for few tokens
@@ -180,11 +183,24 @@ def _takes_tiles(problem: MoEProblem, isa: CpuIsa) -> bool:
         return not forms and {problem.w1_layout, problem.w2_layout} == {Layout.NK} and has_many
     if problem.dtype is DType.FP32 or (problem.dtype is DType.FP16 and not all(_fits_fp16(form) for form in forms)):
         return False
-    # About one token per expert: rows are multiplied while they are read, in the order in which they are stored.
     rows_are_dense = problem.w1_layout is Layout.NK and problem.w2_layout is Layout.NK
-    if rows_are_dense and problem.num_pairs <= max(problem.num_experts, FEW_PAIRS if forms else 0):
+    if rows_are_dense and problem.num_pairs <= max(_most_row_pairs(problem), FEW_PAIRS if forms else 0):
         return False
     return all(form.block_k % AMX_STEP == 0 for form in forms)
+
+
+def _most_row_pairs(problem: MoEProblem) -> float:
+    """Returns up to how many pairs rows are multiplied while they are read, in the order in which they are stored."""
+
+    def tokens(quant: WeightQuant | None) -> float:
+        if quant is None:
+            return ROWS_TOKENS
+        if not _takes_chunks(problem, quant.format):
+            return ROWS_TOKENS_OTHERS
+        is_float = quant.format.encoding in (Encoding.E4M3, Encoding.E5M2)
+        return ROWS_TOKENS_FP8 if is_float else ROWS_TOKENS_INTEGERS
+
+    return min(tokens(problem.w1_quant), tokens(problem.w2_quant)) * problem.num_experts
 
 
 def _fits_fp16(form: WeightFormat) -> bool:

@@ -108,9 +108,7 @@ def test_numbers_of_experts(pipeline: Pipeline) -> None:
 _CLASSES: dict[str, tuple[str, tuple[Layout, Layout], int, tuple[int, int]]] = {
     "kn": ("bmg-g21", (KN, KN), 8, (104, 72)),
     "kn element": ("bmg-g21", (KN, KN), 3, (99, 45)),
-    "mixed": ("bmg-g21", (NK, KN), 0, (96, 64)),
     "simd8": ("dg2", (NK, NK), 2, (96, 64)),
-    "simd8 kn": ("dg2", (KN, KN), 0, (67, 35)),
 }
 
 
@@ -121,8 +119,8 @@ def test_operand_classes(pipeline: Pipeline, kind: str) -> None:
     one = case(m=11, h=h, i=i, e=3, k=2, dtype=dtype, w1_layout=w1, w2_layout=w2, padding=padding)
     (launch,) = same_bits(pipeline, one, arch).launches
     assert isinstance(launch.spec, XeSingle)
-    assert (launch.spec.pack is None) == (launch.spec.gate_up.tokens is XeTokens.GATHER) == (kind in ("mixed", "simd8"))
-    assert (launch.spec.gate_up.weights is XeWeights.ELEMENT) == (kind in ("kn element", "simd8 kn"))
+    assert (launch.spec.pack is None) == (launch.spec.gate_up.tokens is XeTokens.GATHER) == (kind == "simd8")
+    assert (launch.spec.gate_up.weights is XeWeights.ELEMENT) == (kind == "kn element")
 
 
 @pytest.mark.parametrize("arch", ["bmg-g21", "dg2"])

@@ -108,13 +108,36 @@ def test_scales_of_blocks_follow_their_tiles():
     assert sizes["x_scale"] == 64 * 4 * 8
 
 
-def test_a_token_per_expert_takes_no_tiles():
-    sizes = {"num_experts": 8, "top_k": 2}
-    device = cpu_device(cpu_isa=CpuIsa.AMX_BF16)
-    for tokens, kernel in ((1, "cpu_gate_up"), (4, "cpu_gate_up"), (5, "cpu_gate_up_amx")):
-        assert kernel == cpu.choose(moe_problem(num_tokens=tokens, **sizes), device).gate_up.KERNEL
-    transposed = moe_problem(num_tokens=1, w1_layout=Layout.KN, w2_layout=Layout.KN, **sizes)
-    assert cpu.choose(transposed, device).gate_up.KERNEL == "cpu_gate_up_amx"
+@pytest.mark.parametrize(
+    ("forms", "changes", "tokens"),
+    [
+        ((None, None), {}, cpu.ROWS_TOKENS),
+        ((None, None), {"dtype": DType.FP16}, cpu.ROWS_TOKENS),
+        (((Encoding.INT8, 0), (Encoding.UINT4, 32)), {}, cpu.ROWS_TOKENS_INTEGERS),
+        (((Encoding.E2M1, 32), (Encoding.E4M3, 128)), {}, cpu.ROWS_TOKENS_FP8),
+        (((Encoding.INT4, 128), None), {}, cpu.ROWS_TOKENS),
+        (((Encoding.INT4, 96), (Encoding.INT4, 96)), {}, cpu.ROWS_TOKENS_OTHERS),  # no whole chunks
+        (((Encoding.E4M3, 0), (Encoding.E4M3, 0)), {"input_quant": InputQuant.E4M3}, cpu.ROWS_TOKENS_FP8),
+        (((Encoding.INT8, 0), (Encoding.INT8, 0)), {"input_quant": InputQuant.INT8}, cpu.ROWS_TOKENS_OTHERS),
+    ],
+    ids=str,
+)
+def test_few_tokens_per_expert_take_no_tiles(forms, changes, tokens):
+    def quant(form):
+        if form is None:
+            return None
+        return WeightFormat(encoding=form[0], scale_dtype=DType.FP32, block_n=1, block_k=form[1]).dense(1, 1)
+
+    device = cpu_device(cpu_isa=CpuIsa.AMX_FP16)
+    sizes = {"num_experts": 64, "top_k": 2, "w1_quant": quant(forms[0]), "w2_quant": quant(forms[1])} | changes
+    most = int(tokens * 32)
+    for num_tokens, kernel in ((1, "cpu_gate_up"), (most, "cpu_gate_up"), (most + 1, "cpu_gate_up_amx")):
+        assert kernel == cpu.choose(moe_problem(num_tokens=num_tokens, **sizes), device).gate_up.KERNEL
+
+
+def test_columns_are_always_for_tiles():
+    problem = moe_problem(num_tokens=1, num_experts=8, top_k=2, w1_layout=Layout.KN, w2_layout=Layout.KN)
+    assert cpu.choose(problem, cpu_device(cpu_isa=CpuIsa.AMX_BF16)).gate_up.KERNEL == "cpu_gate_up_amx"
 
 
 def test_columns_go_to_few_work_items():
@@ -166,16 +189,16 @@ NO_TILES = CpuIsa.AVX512_BF16
 @pytest.mark.parametrize(
     ("device", "dtype", "tokens", "changes", "expected"),
     [
-        (CpuIsa.AMX_BF16, DType.BF16, 4, {}, NO_TILES),
-        (CpuIsa.AMX_BF16, DType.BF16, 5, {}, CpuIsa.AMX_BF16),
+        (CpuIsa.AMX_BF16, DType.BF16, 6, {}, NO_TILES),
+        (CpuIsa.AMX_BF16, DType.BF16, 7, {}, CpuIsa.AMX_BF16),
         (CpuIsa.AMX_BF16, DType.FP16, 8, {}, NO_TILES),  # cutting numbers in two is for many tokens
         (CpuIsa.AMX_BF16, DType.FP16, 256, {}, CpuIsa.AMX_BF16),
         (CpuIsa.AMX_BF16, DType.FP16, 256, {"w2_layout": Layout.KN}, NO_TILES),
         (CpuIsa.AMX_BF16, DType.FP32, 256, {}, NO_TILES),
-        (CpuIsa.AMX_FP16, DType.BF16, 4, {}, NO_TILES),
-        (CpuIsa.AMX_FP16, DType.BF16, 5, {}, CpuIsa.AMX_BF16),
-        (CpuIsa.AMX_FP16, DType.FP16, 4, {}, NO_TILES),
-        (CpuIsa.AMX_FP16, DType.FP16, 5, {}, CpuIsa.AMX_FP16),
+        (CpuIsa.AMX_FP16, DType.BF16, 6, {}, NO_TILES),
+        (CpuIsa.AMX_FP16, DType.BF16, 7, {}, CpuIsa.AMX_BF16),
+        (CpuIsa.AMX_FP16, DType.FP16, 6, {}, NO_TILES),
+        (CpuIsa.AMX_FP16, DType.FP16, 7, {}, CpuIsa.AMX_FP16),
         (CpuIsa.AMX_FP16, DType.FP16, 1, {"w2_layout": Layout.KN}, CpuIsa.AMX_FP16),
         (CpuIsa.AMX_FP16, DType.FP32, 256, {}, NO_TILES),
     ],
