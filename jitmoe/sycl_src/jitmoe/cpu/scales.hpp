@@ -169,7 +169,7 @@ template <class B> struct RowScales {
   RowScales() = default;
   RowScales(const B& blocks, int64 n)
       : weights(&blocks.weights), scale(blocks.row_of_scales(n)),
-        zero(weights->zero + blocks.block_of_row(n) * weights->zero_n_stride) {}
+        zero(B::has_zero_point ? weights->zero + blocks.block_of_row(n) * weights->zero_n_stride : nullptr) {}
 
   // Those of blocks b .. b + count - 1, in the first lanes.
   Vec<float, 16> scales(int64 b, int count) const {
