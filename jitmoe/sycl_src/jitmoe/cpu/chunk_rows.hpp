@@ -229,7 +229,6 @@ template <Encoding encoding> struct Fp8Chunks {
   // Codes from the smallest with an exponent up to those of infinities and NaN, doubled.
   static constexpr uint32 first_ordinary = is_e4m3 ? 0x10 : 0x08, first_special = is_e4m3 ? 0xfe : 0xf8;
 
-  static units zero(units) { return units(0u); }
   static void dot(sums& acc, units x, units w) { dot_bf16(acc, x, w); }
 
   static void load(const uint8* at, units, units (&chunk)[kChunkVectors]) {
@@ -321,7 +320,7 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
   constexpr int at_once = 16 / per_chunk;  // chunks whose scales are in one vector
   static_assert(B::block_k == 0 || kChunkK % B::block_k == 0 || B::block_k % kChunkK == 0, "chunks and blocks nest");
   const uint8* row[N];
-  RowScales<B> row_scales[N];
+  typename B::Row row_scales[N];
   const int64 row_bytes = ceil_div(k * W::bits, 8);
 #pragma unroll
   for (int n = 0; n < N; ++n) {

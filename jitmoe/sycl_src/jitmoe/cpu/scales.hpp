@@ -85,6 +85,7 @@ template <class Config, class Args> inline WeightScales second_scales(const Args
 constexpr int kScaleRowsAhead = 4;  // rows whose scales are asked for while one's are read
 
 template <class Config> struct Blocks {
+  using Scale = element_t<Config::scale_dtype>;
   static constexpr int block_k = Config::block_k;
   static constexpr bool has_zero_point = Config::has_zero_point;
   static constexpr bool input_blocks = Config::input_block_k != 0;
@@ -96,36 +97,82 @@ template <class Config> struct Blocks {
 
   WeightScales weights;
 
+  // Scales and zero points of one weight row.
+  class Row {
+   public:
+    Row() = default;
+    Row(const Blocks& blocks, int64 n) : weights_(&blocks.weights) {
+      const int64 block = blocks.block_of_row(n);
+      scales_ = static_cast<const Scale*>(weights_->scale) + block * weights_->n_stride;
+      if constexpr (has_zero_point) zeros_ = weights_->zero + block * weights_->zero_n_stride;
+    }
+
+    const Scale* scale_at(int64 b) const { return scales_ + k_index(b) * weights_->k_stride; }
+    float scale(int64 b) const { return to_float<Config::scale_dtype>(*scale_at(b)); }
+    uint8 zero(int64 b) const { return zeros_[k_index(b) * weights_->zero_k_stride]; }
+
+    // Whether those of neighbouring blocks lie beside each other.
+    bool has_dense_scales() const { return one_to_one && weights_->k_stride == 1; }
+    bool has_dense_zeros() const { return one_to_one && weights_->zero_k_stride == 1; }
+
+    // Scales of blocks b .. b + count - 1 (at most 16), in the first lanes.
+    Vec<float, 16> scales(int64 b, int count) const {
+      if (has_dense_scales()) {
+        if (b * sizeof(Scale) % 64 == 0) prefetch(scale_at(b) + kScaleRowsAhead * weights_->n_stride);
+        return first_scale_floats<Config::scale_dtype>(scale_at(b), count);
+      }
+      float lanes[16] = {};
+#pragma clang loop unroll(disable)
+      for (int i = 0; i < count; ++i) lanes[i] = scale(b + i);
+      return load<Vec<float, 16>>(lanes);
+    }
+
+    // Their zero points.
+    Vec<uint32, 16> zeros(int64 b, int count) const {
+      if (has_dense_zeros()) {
+        const auto bytes = load_first(zeros_ + b, count);
+        return __builtin_convertvector(bit_cast<Vec<uint8, 16>>(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3)),
+                                       Vec<uint32, 16>);
+      }
+      uint32 lanes[16] = {};
+#pragma clang loop unroll(disable)
+      for (int i = 0; i < count; ++i) lanes[i] = zero(b + i);
+      return load<Vec<uint32, 16>>(lanes);
+    }
+
+   private:
+    const WeightScales* weights_;
+    const Scale* scales_;
+    const uint8* zeros_;
+  };
+
   // Scales of row n (from weights.row on) in blocks b .. b + count - 1, and what W::load takes for each.
   template <class W> void read(int64 n, int64 b, int count, float* scale, uint32* zero) const {
-    const auto* scales = row_of_scales(n);
-    prefetch(scales + k_index(b) * weights.k_stride + kScaleRowsAhead * weights.n_stride);
+    const Row row(*this, n);
+    prefetch(row.scale_at(b) + kScaleRowsAhead * weights.n_stride);
     int i = 0;
-    if constexpr (one_to_one)
-      if (weights.k_stride == 1) {
-        const auto vectors = [&](auto width) {
-          constexpr int lanes = decltype(width)::value;
-          for (; i + lanes <= count; i += lanes)
-            store(scale + i, scale_floats<Config::scale_dtype, lanes>(scales + b + i));
-        };
-        vectors(Int<W::S::lanes>{});
-        if constexpr (W::S::lanes > 4) vectors(Int<W::S::lanes / 2>{});
-        if constexpr (W::S::lanes > 8) vectors(Int<W::S::lanes / 4>{});
-      }
-#pragma clang loop unroll(disable)
-    for (; i < count; ++i) scale[i] = to_float<Config::scale_dtype>(scales[k_index(b + i) * weights.k_stride]);
-    if constexpr (Config::has_zero_point) {
-      const uint8* zeros = weights.zero + block_of_row(n) * weights.zero_n_stride;
-#pragma clang loop unroll(disable)
-      for (i = 0; i < count; ++i) zero[i] = W::zero(zeros[k_index(b + i) * weights.zero_k_stride]);
+    if (row.has_dense_scales()) {
+      const auto vectors = [&](auto width) {
+        constexpr int lanes = decltype(width)::value;
+        for (; i + lanes <= count; i += lanes)
+          store(scale + i, scale_floats<Config::scale_dtype, lanes>(row.scale_at(b + i)));
+      };
+      vectors(Int<W::S::lanes>{});
+      if constexpr (W::S::lanes > 4) vectors(Int<W::S::lanes / 2>{});
+      if constexpr (W::S::lanes > 8) vectors(Int<W::S::lanes / 4>{});
     }
+#pragma clang loop unroll(disable)
+    for (; i < count; ++i) scale[i] = row.scale(b + i);
+    if constexpr (has_zero_point)
+#pragma clang loop unroll(disable)
+      for (i = 0; i < count; ++i) zero[i] = W::zero(row.zero(b + i));
   }
 
   // Asks for the scales of rows n .. n + kScaleRowsAhead - 1, which nobody has asked for before they are read.
   void ask(int64 n) const {
     constexpr int64 line = 64, most = 8 * line;  // rows may lie far apart
-    const auto* const from = reinterpret_cast<const uint8*>(row_of_scales(n));
-    const int64 bytes = reinterpret_cast<const uint8*>(row_of_scales(n + kScaleRowsAhead)) - from;
+    const auto* const from = reinterpret_cast<const uint8*>(Row(*this, n).scale_at(0));
+    const int64 bytes = reinterpret_cast<const uint8*>(Row(*this, n + kScaleRowsAhead).scale_at(0)) - from;
     for (int64 at = 0; at == 0 || at < (bytes < most ? bytes : most); at += line) prefetch(from + at);
   }
 
@@ -139,9 +186,6 @@ template <class Config> struct Blocks {
   }
 
  private:
-  template <class> friend struct RowScales;
-  using Scale = element_t<Config::scale_dtype>;
-  static constexpr DType scale_dtype = Config::scale_dtype;
   static constexpr bool one_to_one = Config::scale_block_k == block_k;
 
   int64 block_of_row(int64 n) const {
@@ -150,52 +194,9 @@ template <class Config> struct Blocks {
     return uint32(weights.row + n) / uint32(weights.block_n);
   }
 
-  const Scale* row_of_scales(int64 n) const {
-    return static_cast<const Scale*>(weights.scale) + block_of_row(n) * weights.n_stride;
-  }
-
   static int64 k_index(int64 b) {
     if constexpr (Config::scale_block_k == 0) return 0;
     else return b / (Config::scale_block_k / block_k);
-  }
-};
-
-// Scales of one weight row, up to 16 at a time in the lanes of a vector.
-template <class B> struct RowScales {
-  const WeightScales* weights;
-  const typename B::Scale* scale;
-  const uint8* zero;
-
-  RowScales() = default;
-  RowScales(const B& blocks, int64 n)
-      : weights(&blocks.weights), scale(blocks.row_of_scales(n)),
-        zero(B::has_zero_point ? weights->zero + blocks.block_of_row(n) * weights->zero_n_stride : nullptr) {}
-
-  // Those of blocks b .. b + count - 1, in the first lanes.
-  Vec<float, 16> scales(int64 b, int count) const {
-    if constexpr (B::one_to_one)
-      if (weights->k_stride == 1) {
-        if (b * sizeof(typename B::Scale) % 64 == 0) prefetch(scale + b + kScaleRowsAhead * weights->n_stride);
-        return first_scale_floats<B::scale_dtype>(scale + b, count);
-      }
-    float lanes[16] = {};
-#pragma clang loop unroll(disable)
-    for (int i = 0; i < count; ++i) lanes[i] = to_float<B::scale_dtype>(scale[B::k_index(b + i) * weights->k_stride]);
-    return load<Vec<float, 16>>(lanes);
-  }
-
-  // Their zero points.
-  Vec<uint32, 16> zeros(int64 b, int count) const {
-    if constexpr (B::one_to_one)
-      if (weights->zero_k_stride == 1) {
-        const auto bytes = load_first(zero + b, count);
-        return __builtin_convertvector(bit_cast<Vec<uint8, 16>>(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3)),
-                                       Vec<uint32, 16>);
-      }
-    uint32 lanes[16] = {};
-#pragma clang loop unroll(disable)
-    for (int i = 0; i < count; ++i) lanes[i] = zero[B::k_index(b + i) * weights->zero_k_stride];
-    return load<Vec<uint32, 16>>(lanes);
   }
 };
 
