@@ -218,19 +218,12 @@ QUANTIZED_INPUTS = {
     "e4m3 per channel": ("e4m3", form(Encoding.E4M3, 1, WHOLE, DType.BF16)),
     "e5m2": ("e5m2", form(Encoding.E5M2, WHOLE, WHOLE)),
 }
+LEVELS = (CpuIsa.AVX2, CpuIsa.AVX512_BF16, CpuIsa.AMX_BF16)
 
 
+@pytest.mark.parametrize("tokens", [FEW, MANY])
 @pytest.mark.parametrize("kind", QUANTIZED_INPUTS)
-@pytest.mark.parametrize(
-    ("level", "tokens"),
-    [
-        (CpuIsa.AVX2, MANY),
-        (CpuIsa.AVX512_BF16, FEW),
-        (CpuIsa.AVX512_BF16, MANY),
-        (CpuIsa.AMX_BF16, FEW),
-        (CpuIsa.AMX_BF16, MANY),
-    ],
-)
+@pytest.mark.parametrize("level", LEVELS, ids=lambda isa: isa.value)
 def test_quantized_inputs(level, kind, tokens):
     name, weights = QUANTIZED_INPUTS[kind]
     if level not in instruction_sets.available():

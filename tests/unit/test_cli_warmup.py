@@ -68,7 +68,7 @@ def test_buckets_reach_from_one_to_the_next():
 COUNTS = (1, 2, 7, 64, 300, 1024, 5000, 16384)
 
 
-@pytest.mark.parametrize("device", ["bmg-g21", "cpu-avx512"])
+@pytest.mark.parametrize("device", ["bmg-g21", "dg2", "cpu-avx512"])
 @pytest.mark.parametrize("name", MODELS)
 def test_calls_that_route_first_need_nothing_else(name, device):
     model, there = MODELS[name], device_of(device)
