@@ -241,7 +241,7 @@ def _usm_call(bound: BoundPlan, stream: Stream, present: Mapping[str, int]) -> P
     def call(given: Given) -> None:
         addresses = [tensors.describe(name, given[position]).address for name, position in present.items()]
         with stream.lock:
-            bound.submit(stream, addresses)
+            bound.submit(stream, addresses, keep=given)
 
     return call
 

@@ -66,10 +66,10 @@ class KernelStore:
             return loader.load_spirv(
                 spec.entry_name,
                 entry.files[ArtifactKind.SPIRV.value],
-                len(spec.ARGUMENTS),
+                spec.num_parameters,
                 stream,
                 large_grf=spec.large_grf,
-                is_vectorized=spec.WORK_GROUP_SIZE == 1,
+                is_vectorized=spec.is_for_cpus,
                 machine_code=machine_code,
             )
 

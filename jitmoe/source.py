@@ -41,10 +41,18 @@ def _cpp_parameter(argument: Argument) -> str:
     return f"{_CPP_TYPES[argument.kind]} {argument.name}"
 
 
+def _cpp_arguments(spec: KernelSpec) -> str:
+    """Returns the struct that kernels for CPUs take: one slot of 8 bytes per argument, as the launcher fills them."""
+    members = "\n".join(f"  alignas(8) {_cpp_parameter(argument)};" for argument in spec.ARGUMENTS)
+    return f"struct Arguments {{\n{members}\n}};\n\n"
+
+
 def render(spec: KernelSpec) -> str:
     """Returns the translation unit of ``spec``: one ``Config`` struct and one extern "C" entry point."""
-    parameters = ",\n    ".join(_cpp_parameter(argument) for argument in spec.ARGUMENTS)
-    initializers = ", ".join(f".{argument.name} = {argument.name}" for argument in spec.ARGUMENTS)
+    arguments, parameters, prefix = "", ",\n    ".join(map(_cpp_parameter, spec.ARGUMENTS)), ""
+    if spec.is_for_cpus:
+        arguments, parameters, prefix = _cpp_arguments(spec), "Arguments arguments", "arguments."
+    initializers = ", ".join(f".{argument.name} = {prefix}{argument.name}" for argument in spec.ARGUMENTS)
     properties = [f"JITMOE_ND_RANGE({spec.DIMENSIONS})"]
     if spec.SUB_GROUP_SIZE:
         properties.append(f"JITMOE_SUB_GROUP_SIZE({spec.SUB_GROUP_SIZE})")
@@ -59,7 +67,7 @@ namespace {{
 {_cpp_struct("Config", spec)};
 }}  // namespace
 
-extern "C" {" ".join(properties)}
+{arguments}extern "C" {" ".join(properties)}
 void {spec.entry_name}(
     {parameters}) {{
   jitmoe::kernel::{spec.KERNEL}<Config>({{{initializers}}});

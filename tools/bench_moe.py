@@ -272,7 +272,7 @@ class Limits:
     def _bind(self, spec: KernelSpec, groups: int, **scalars: int) -> BoundPlan:
         entry = pipeline.default().build([spec], self._stream.device)[spec]
         image = entry.files[ArtifactKind.SPIRV.value]
-        kernel, _ = loader.load_spirv(spec.entry_name, image, len(spec.ARGUMENTS), self._stream, is_vectorized=True)
+        kernel, _ = loader.load_spirv(spec.entry_name, image, spec.num_parameters, self._stream, is_vectorized=True)
         launch = Launch(spec=spec, global_size=(groups,), local_size=(1,), scalars=scalars)
         return BoundPlan(Plan(launches=(launch,), buffers=()), {spec: kernel}, ("data", "out"))
 

@@ -202,7 +202,7 @@ def _run_probe(image: bytes, queue_ref: int) -> str:
 
     spec = ProbeSpec()
     stream = stream_of(queue_ref)
-    kernel, _ = loader.load_spirv(spec.entry_name, image, len(spec.ARGUMENTS), stream)
+    kernel, _ = loader.load_spirv(spec.entry_name, image, spec.num_parameters, stream)
     launch = Launch(spec=spec, global_size=(PROBE_ITEMS,), local_size=(16,), scalars={"value": PROBE_VALUE})
     host = (ctypes.c_int32 * PROBE_ITEMS)()
     address = stream.upload(ctypes.addressof(host), ctypes.sizeof(host))

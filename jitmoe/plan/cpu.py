@@ -18,7 +18,9 @@ from jitmoe.plan.cpu_specs import (
     CpuQuantDownSpec,
     CpuQuantGateUpAmxSpec,
     CpuQuantGateUpSpec,
+    CpuQuantSingleSpec,
     CpuRowsSpec,
+    CpuSingleSpec,
     CpuTilesSpec,
     RouteSerialSpec,
 )
@@ -34,6 +36,7 @@ SLOT_GRANULE = 16  # kSlotGranule in cpu/routing.hpp
 MAX_GATE_UP_ROWS = 96  # kMaxRows in kernel/cpu_gate_up.hpp
 MAX_DOWN_COLUMNS = 192  # kMaxColumns in kernel/cpu_down.hpp
 GROUP_BYTES = 16  # sizeof(cpu::Group)
+COUNTER_BYTES = 384  # Tickets::kCounterBytes in cpu/tickets.hpp
 # Ranges are multiples of both the lanes form's 6 weight rows and the 16 columns that a sum row is made of.
 RANGE_STEP = 48
 ITEMS_PER_CORE = 8  # work-items per core that balance uneven ones; measured: fewer leave cores idle at the end
@@ -44,6 +47,9 @@ AMX_ROWS = 2 * AMX_TILE  # weight rows that are multiplied together
 AMX_ITEMS_PER_CORE = 8
 AMX_ITEMS_PER_CORE_OF_FEW = 16  # up to AMX_FEW_TOKENS: a work-item left over at the end is a larger part of the whole
 AMX_FEW_TOKENS = 64
+# What a work-item costs by itself (finding the routing, setting up the tiles) is about what reading so much from the L2
+# cache does: with 128 KiB a layer of 1.5 MiB and 16 tokens takes 65 instead of 80 us.
+AMX_ITEM_BYTES = 1 << 17
 # Every work-item of down reads the whole intermediate. Two per core leave one idle at the end if the other is slower.
 AMX_DOWN_ITEMS_PER_CORE = 4
 # Each k of [K][N] weights is in a page of its own, which costs more than reading a part: few work-items, wide parts.
@@ -72,6 +78,7 @@ class CpuChoice:
     y_rows: CpuInterRowsSpec | CpuTilesSpec | None  # likewise the second GEMM's
     gate_up: CpuGateUpSpec | CpuGateUpAmxSpec
     down: CpuDownSpec | CpuDownAmxSpec
+    single: CpuSingleSpec | None  # does the work of both in one launch; None: they have one each
     gate_up_rows: int  # of one work-item; AMX: of one step
     amx_items: int  # AMX: work-items of gate_up
     block_tokens: int  # AMX: tokens of one expert that gate_up multiplies together
@@ -104,6 +111,8 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
         kn_items = cores * AMX_KN_ITEMS_PER_CORE
         gate_up_items = items if problem.w1_layout is Layout.NK else kn_items
         down_items = nk_down_items if problem.w2_layout is Layout.NK else kn_items
+        gate_up_items = min(gate_up_items, _most_amx_items(problem, problem.w1_quant, problem.w1_rows, cores))
+        down_items = min(down_items, _most_amx_items(problem, problem.w2_quant, problem.intermediate_size, cores))
         first_gemm = _tiles_gemm(problem, isa, problem.w1_quant, problem.hidden_size) | _prepared(problem)
         second_gemm = _tiles_gemm(problem, isa, problem.w2_quant, problem.intermediate_size)
         rows = common | {"isa": CpuIsa.AVX512_BF16}
@@ -120,6 +129,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             down=(CpuDownAmxSpec if problem.w2_quant is None else CpuQuantDownAmxSpec)(
                 **second_gemm, w2_layout=problem.w2_layout, **second, **common
             ),
+            single=None,
             gate_up_rows=AMX_TILE,
             amx_items=gate_up_items,
             block_tokens=block_tokens,
@@ -138,27 +148,32 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
     wanted_items = ITEMS_PER_CORE * cores
     gate_up_rows = _range_size(problem.intermediate_size, max(1, wanted_items // groups), MAX_GATE_UP_ROWS)
     down_columns = _range_size(problem.hidden_size, wanted_items, MAX_DOWN_COLUMNS)
+    gate_up = (CpuGateUpSpec if is_plain else CpuQuantGateUpSpec)(
+        isa=isa,
+        dtype=problem.dtype,
+        w1_layout=problem.w1_layout,
+        w2_layout=problem.w2_layout,
+        **first,
+        **first_gemm,
+        **common,
+    )
+    down = (CpuDownSpec if is_plain else CpuQuantDownSpec)(
+        isa=isa,
+        dtype=problem.dtype,
+        w2_layout=problem.w2_layout,
+        **second,
+        **second_gemm,
+        **common,
+    )
+    in_one = few_pairs and not gate_up.x_prepared and not down.x_prepared
+    single = (CpuSingleSpec if is_plain else CpuQuantSingleSpec)(gate_up=gate_up, down=down)
     return CpuChoice(
         route=route,
-        x_rows=_rows(problem, first_gemm, rows) if first_gemm["x_prepared"] else None,
-        y_rows=_inter_rows(problem, second_gemm, rows) if second_gemm["x_prepared"] else None,
-        gate_up=(CpuGateUpSpec if is_plain else CpuQuantGateUpSpec)(
-            isa=isa,
-            dtype=problem.dtype,
-            w1_layout=problem.w1_layout,
-            w2_layout=problem.w2_layout,
-            **first,
-            **first_gemm,
-            **common,
-        ),
-        down=(CpuDownSpec if is_plain else CpuQuantDownSpec)(
-            isa=isa,
-            dtype=problem.dtype,
-            w2_layout=problem.w2_layout,
-            **second,
-            **second_gemm,
-            **common,
-        ),
+        x_rows=_rows(problem, first_gemm, rows) if gate_up.x_prepared else None,
+        y_rows=_inter_rows(problem, second_gemm, rows) if down.x_prepared else None,
+        gate_up=gate_up,
+        down=down,
+        single=single if in_one else None,
         gate_up_rows=gate_up_rows,
         amx_items=0,
         block_tokens=0,
@@ -166,7 +181,8 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
         decisions=(
             *decisions,
             f"gate_up: ranges of {gate_up_rows} of {problem.intermediate_size} rows for up to {groups} active experts",
-            f"down: ranges of {down_columns} of {problem.hidden_size} columns",
+            f"down: ranges of {down_columns} of {problem.hidden_size} columns"
+            + (", in the same launch" if in_one else ""),
         ),
     )
 
@@ -425,6 +441,12 @@ def _amx_block_tokens(problem: MoEProblem, element: int) -> int:
     return max(AMX_TILE, min(fitting, most))
 
 
+def _most_amx_items(problem: MoEProblem, quant: WeightQuant | None, size: int, cores: int) -> int:
+    """Returns how many work-items at most share the weights of the active experts, [size][H] each."""
+    bits = 8 * problem.dtype.num_bytes if quant is None else quant.format.bits
+    return max(cores, max_groups(problem) * size * problem.hidden_size * bits // 8 // AMX_ITEM_BYTES)
+
+
 def _amx_down_columns(problem: MoEProblem, items: int) -> int:
     """Returns the columns of one range, of which there are at most ``items``."""
     return align_up(-(-problem.hidden_size // items), AMX_ROWS)
@@ -443,7 +465,7 @@ def max_groups(problem: MoEProblem) -> int:
 
 
 def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
-    """Returns the launches: routing and prepared rows where they are asked for, then the two GEMMs."""
+    """Returns the launches: routing and prepared rows where they are asked for, then the two GEMMs, or both in one."""
     groups = max_groups(problem)
     slots = problem.num_pairs + groups * (SLOT_GRANULE - 1)
     # Units: a pair of bf16 or one float, in 4 bytes. Rows of the intermediate are padded to 16 units.
@@ -507,7 +529,11 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
         (choice.y_rows, y_items, y_scalars),
         (choice.down, down_ranges, {}),
     ]
+    if choice.single is not None:
+        items = max(1, device.num_compute_units)
+        steps = [(choice.single, items, {"num_items": items})]
     return Plan(
+        counters=() if choice.single is None else (Buffer("counters", COUNTER_BYTES),),
         launches=tuple(
             Launch(spec=spec, global_size=(size,), local_size=(1,), scalars=scalars | more)
             for spec, size, more in steps

@@ -28,7 +28,7 @@ class CpuGroupedGemmChoice:
 
 def choose(problem: GroupedGemmProblem, device: Device) -> CpuGroupedGemmChoice:
     """Returns the kernels of the second half of ``fused_moe``, and how the rows of A come to them."""
-    moe = cpu.choose(problem.second_half(), device)
+    moe = dataclasses.replace(cpu.choose(problem.second_half(), device), single=None)
     down = moe.down
     wanted = max(1, cpu.ITEMS_PER_CORE * device.num_compute_units // cpu.max_groups(problem.second_half()))
     pack = CpuPackSpec(

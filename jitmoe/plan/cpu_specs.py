@@ -250,3 +250,35 @@ class CpuQuantDownAmxSpec(CpuDownAmxSpec):
     """The same with quantized weights; prepared tiles are bf16 or int8."""
 
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownAmxSpec.ARGUMENTS + _scale_arguments("w2") + _row_arguments("y")
+
+
+_SINGLE = (
+    "in hidden_states, in w1, in w1_up, in w1_bias, in w2, in w2_bias, in topk_weights, in topk_ids, in expert_map,"
+    "out inter, out sums, out out, out counters,"
+    + _ROUTING
+    + "int32 hidden_size, int32 intermediate_size, int32 n_block, int32 num_ranges, int32 h_block,"
+    "int32 num_items, int64 x_row_stride, int64 w1_expert_stride, int64 w1_stride, int64 w2_expert_stride,"
+    "int64 w2_stride, int64 topk_ids_row_stride, int64 topk_weights_row_stride, int64 out_row_stride,"
+    "float32 swiglu_alpha, float32 swiglu_limit"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuSingleSpec(KernelSpec):
+    """Both GEMMs in one launch."""
+
+    KERNEL: ClassVar[str] = "cpu_single"
+    WORK_GROUP_SIZE: ClassVar[int] = 1
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = arguments(_SINGLE)
+
+    gate_up: CpuGateUpSpec
+    down: CpuDownSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuQuantSingleSpec(CpuSingleSpec):
+    """The same with quantized weights."""
+
+    ARGUMENTS: ClassVar[tuple[Argument, ...]] = (
+        CpuSingleSpec.ARGUMENTS + _scale_arguments("w1") + _scale_arguments("w2")
+    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+from collections import deque
 from collections.abc import Iterator
 
 from jitmoe.device import Device
@@ -42,6 +43,7 @@ class Stream:
         self._workspace_bytes = 0
         self._counters = 0
         self._counter_bytes = 0
+        self._kept: deque[tuple[int, object]] = deque()  # (event, what lives until then), oldest first
 
     def is_same_queue(self, queue_ref: int) -> bool:
         """Whether another ``sycl::queue*`` is a handle of the same queue."""
@@ -75,6 +77,21 @@ class Stream:
             self._counter_bytes = num_bytes
         return self._counters
 
+    def keep(self, event: int, thing: object) -> None:
+        """Keeps ``thing`` alive until ``event``, which becomes ours, is complete; looks when it is called again.
+
+        The runtime does not know what memory a kernel uses whose pointers are in a struct (``KernelSpec.is_for_cpus``),
+        and drivers of GPUs do not ask: memory whose last owner lets go of it would be freed under a running kernel.
+        Events of a queue that is recording a graph have no status; who replays the graph keeps the memory.
+        """
+        self._let_go()
+        self._kept.append((event, thing))
+
+    def _let_go(self) -> None:
+        library, kept, pending = sycl.library(), self._kept, (sycl.EVENT_SUBMITTED, sycl.EVENT_RUNNING)
+        while kept and library.DPCTLEvent_GetCommandExecutionStatus(kept[0][0]) not in pending:
+            library.DPCTLEvent_Delete(kept.popleft()[0])
+
     def wait(self) -> None:
         """Blocks until everything submitted to the queue has finished."""
         sycl.library().DPCTLQueue_Wait(self.queue_ref)
@@ -105,6 +122,7 @@ class Stream:
     def close(self) -> None:
         """Waits, then frees workspace, counters and our handles. Only for streams nobody else uses."""
         self.wait()
+        self._let_go()
         for address in filter(None, (self._workspace, self._counters)):
             self.free(address)
         library = sycl.library()

@@ -23,6 +23,8 @@ ARGUMENT_INT32 = 4
 ARGUMENT_INT64 = 6
 ARGUMENT_FLOAT32 = 8
 ARGUMENT_POINTER = 10
+ARGUMENT_RAW = 13
+EVENT_SUBMITTED, EVENT_RUNNING = 1, 2  # DPCTLSyclEventStatusType
 QUEUE_IN_ORDER = 1 << 1  # DPCTLQueuePropertyType
 
 _handle = ctypes.c_void_p
@@ -42,6 +44,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "DPCTLDevice_IsCPU": (ctypes.c_bool, [_handle]),
     "DPCTLDevice_IsGPU": (ctypes.c_bool, [_handle]),
     "DPCTLEvent_Delete": (None, [_handle]),
+    "DPCTLEvent_GetCommandExecutionStatus": (ctypes.c_int, [_handle]),
     "DPCTLEvent_Wait": (None, [_handle]),
     "DPCTLKernelBundle_CreateFromSpirv": (_handle, [_handle, _handle, ctypes.c_char_p, _size, ctypes.c_char_p]),
     "DPCTLKernelBundle_GetKernel": (_handle, [_handle, ctypes.c_char_p]),
@@ -61,6 +64,9 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [_handle, _handle, _handle, _handle, _size, _handle, _handle, _size, _handle, _size],
     ),
     "DPCTLQueue_Wait": (None, [_handle]),
+    "DPCTLRawKernelArg_Available": (ctypes.c_bool, []),
+    "DPCTLRawKernelArg_Create": (_handle, [_handle, _size]),
+    "DPCTLRawKernelArg_Delete": (None, [_handle]),
     "DPCTLaligned_alloc_device": (_handle, [_size, _size, _handle]),
     "DPCTLfree_with_queue": (None, [_handle, _handle]),
 }
@@ -129,6 +135,10 @@ def library() -> Any:
         raise RuntimeUnavailableError(
             reason=f"cannot use {path}: {error}", advice="pip install --force-reinstall dpctl intel-sycl-rt"
         ) from error
+    if not loaded.DPCTLRawKernelArg_Available():
+        raise RuntimeUnavailableError(
+            reason=f"{path} was built without raw kernel arguments", advice="pip install 'dpctl>=0.22'"
+        )
     _watch_forks()
     return loaded
 

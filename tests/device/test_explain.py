@@ -41,10 +41,10 @@ LAYER = (random(M, H), random(E, 2 * INTER, H), random(E, H, INTER))
 SEPARATE = (random(M, H), random(E, H, INTER), random(E, H, INTER), random(E, INTER, H))
 # (op, arguments, options, what its text names)
 CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], tuple[str, ...]]] = [
-    (jitmoe.fused_moe, (*LAYER, WEIGHTS, ids()), {}, ("fused_moe(M=5", "launch cpu_gate_up(")),
-    (jitmoe.fused_moe, (*LAYER, WEIGHTS, ids()), {"inplace": True}, ("launch cpu_down(",)),
+    (jitmoe.fused_moe, (*LAYER, WEIGHTS, ids()), {}, ("fused_moe(M=5", "launch cpu_single(")),
+    (jitmoe.fused_moe, (*LAYER, WEIGHTS, ids()), {"inplace": True}, ("launch cpu_single(",)),
     (jitmoe.fused_moe, LAYER, {"router_logits": LOGITS, "routing": jitmoe.Routing(top_k=2)},
-     ("route(M=5 E=6 k=2 fp32 softmax), fused_moe(", "launch cpu_topk(", "launch cpu_down(")),
+     ("route(M=5 E=6 k=2 fp32 softmax), fused_moe(", "launch cpu_topk(", "launch cpu_single(")),
     (jitmoe.fused_moe, (*LAYER, WEIGHTS, ids()), {"renormalize": True}, ("launch adjust_routing(",)),
     (jitmoe.fused_moe, (random(1, M, H), random(E, H, 32), LOGITS), {"top_k": 3},
      ("route(M=5 E=6 k=3 fp32 none)", "launch cpu_topk(", "grouped_gemm", "launch cpu_down(")),

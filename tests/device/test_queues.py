@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 
 import dpctl
@@ -112,6 +113,22 @@ def test_kinds_of_usm_memory(queue, kind):
     call = moe.make(9)
     result = on_usm(call, queue, getattr(dpctl.memory, f"MemoryUSM{kind}")).run()
     moe.check(from_usm(result, queue), call)
+
+
+def test_usm_memory_lives_until_the_kernels_have_finished_with_it(queue):
+    call = moe.make(200, h=256, i=256)
+    memories, results = [], []
+    for _ in range(3):
+        given = on_usm(call, queue)
+        memories += [weakref.ref(array) for array in given.tensors]
+        results.append(given.run())
+        del given
+    queue.wait()
+    for result in results:
+        moe.check(from_usm(result, queue), call)
+    on_usm(moe.make(1), queue).run()  # looks what is finished
+    gc.collect()
+    assert not any(memory() for memory in memories)
 
 
 def test_usm_with_every_option(queue):

@@ -37,7 +37,7 @@ def run(images: dict[str, Artifact], name: str, *arrays: Any, items: int | None 
     spec = probe_spec(probe)
     count = items or probe.simd
     launch = Launch(spec=spec, global_size=(count,), local_size=(count,), scalars=scalars)
-    kernel, _ = loader.load_spirv(name, images[name].image, len(spec.ARGUMENTS), on)
+    kernel, _ = loader.load_spirv(name, images[name].image, spec.num_parameters, on)
     names = [argument.name for argument in spec.ARGUMENTS if argument.is_pointer]
     bound = BoundPlan(Plan(launches=(launch,), buffers=()), {spec: kernel}, names)
     bound.submit(on, [array.ctypes.data for array in arrays])

@@ -187,7 +187,9 @@ def load(pipeline: Pipeline, spec: KernelSpec, on: Stream) -> loader.Kernel:
     place = (entry.key.digest, on.context_id)
     if place not in _kernels:
         image = entry.files[ArtifactKind.SPIRV.value]
-        _kernels[place], _ = loader.load_spirv(spec.entry_name, image, len(spec.ARGUMENTS), on)
+        _kernels[place], _ = loader.load_spirv(
+            spec.entry_name, image, spec.num_parameters, on, is_vectorized=spec.is_for_cpus
+        )
     return _kernels[place]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -26,6 +27,7 @@ def constant(header: str, name: str) -> int:
     [
         ("cpu/routing.hpp", "kFewPairs", cpu.FEW_PAIRS),
         ("cpu/routing.hpp", "kSlotGranule", cpu.SLOT_GRANULE),
+        ("cpu/tickets.hpp", "kCounterBytes", cpu.COUNTER_BYTES),
         ("kernel/cpu_gate_up.hpp", "kMaxRows", cpu.MAX_GATE_UP_ROWS),
         ("kernel/cpu_down.hpp", "kMaxColumns", cpu.MAX_DOWN_COLUMNS),
         ("cpu/chunk_rows.hpp", "kChunkK", cpu.CHUNK_K),
@@ -52,14 +54,19 @@ def test_ranges_cover_the_problem_and_fit_the_kernels(problem, cores):
     device = cpu_device(num_compute_units=cores)
     choice = cpu.choose(problem, device)
     plan = cpu.launches(problem, device, choice)
-    by_kernel = {launch.spec.KERNEL: launch for launch in plan.launches}
-    gate_up, down = by_kernel["cpu_gate_up"], by_kernel["cpu_down"]
+    last = plan.launches[-1]
     assert choice.gate_up_rows % 16 == 0 and choice.gate_up_rows <= cpu.MAX_GATE_UP_ROWS
     assert choice.down_columns % 16 == 0 and choice.down_columns <= cpu.MAX_DOWN_COLUMNS
-    assert gate_up.scalars["num_ranges"] * choice.gate_up_rows >= problem.intermediate_size
-    assert gate_up.global_size == (cpu.max_groups(problem) * gate_up.scalars["num_ranges"],)
-    assert down.global_size[0] * choice.down_columns >= problem.hidden_size
-    assert (down.global_size[0] - 1) * choice.down_columns < problem.hidden_size
+    num_ranges = last.scalars["num_ranges"]
+    assert num_ranges * choice.gate_up_rows >= problem.intermediate_size
+    if choice.single is not None:
+        assert last.spec == choice.single and last.global_size == (last.scalars["num_items"],) == (cores,)
+        return
+    gate_up = plan.launches[-2]
+    assert (gate_up.spec, last.spec) == (choice.gate_up, choice.down)
+    assert gate_up.global_size == (cpu.max_groups(problem) * num_ranges,)
+    assert last.global_size[0] * choice.down_columns >= problem.hidden_size
+    assert (last.global_size[0] - 1) * choice.down_columns < problem.hidden_size
 
 
 WITH_TILES = [problem for problem in PROBLEMS if problem.num_pairs > problem.num_experts]
@@ -141,7 +148,7 @@ def test_columns_are_always_for_tiles():
 
 
 def test_columns_go_to_few_work_items():
-    sizes = {"num_tokens": 64, "num_experts": 8, "top_k": 2, "hidden_size": 2048}
+    sizes = {"num_tokens": 64, "num_experts": 8, "top_k": 2, "hidden_size": 2048, "intermediate_size": 768}
     device = cpu_device(cpu_isa=CpuIsa.AMX_BF16)
     rows, columns = (
         cpu.choose(moe_problem(w1_layout=layout, w2_layout=layout, **sizes), device)
@@ -149,6 +156,16 @@ def test_columns_go_to_few_work_items():
     )
     assert columns.amx_items == 2 * device.num_compute_units < rows.amx_items
     assert columns.down_columns == 2048 / (2 * device.num_compute_units) > rows.down_columns
+
+
+def test_small_layers_go_to_few_work_items():
+    sizes = {"num_tokens": 16, "num_experts": 8, "top_k": 2, "hidden_size": 256}
+    device = cpu_device(cpu_isa=CpuIsa.AMX_BF16, num_compute_units=4)
+    tiny, larger = (
+        cpu.choose(moe_problem(intermediate_size=intermediate, **sizes), device) for intermediate in (128, 4096)
+    )
+    assert (tiny.amx_items, larger.amx_items) == (8, 64)  # of 128 KiB; as many as a core has at most
+    assert (tiny.down_columns, larger.down_columns) == (64, 32)
 
 
 def quantized(encoding: Encoding, block_k: int, **sizes):
@@ -271,11 +288,36 @@ def test_quantized_inputs_meet_tiles(encoding, block_k, changes, expected):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-def test_few_pairs_need_no_routing_launch(problem):
+def test_few_pairs_need_one_launch(problem):
     choice = cpu.choose(problem, cpu_device())
     plan = cpu.launches(problem, cpu_device(), choice)
     assert choice.gate_up.few_pairs == choice.down.few_pairs == (problem.num_pairs <= cpu.FEW_PAIRS)
-    assert len(plan.launches) == (2 if choice.gate_up.few_pairs else 3)
+    assert len(plan.launches) == (1 if choice.gate_up.few_pairs else 3)
+    assert plan.counter_bytes == (512 if choice.gate_up.few_pairs else 0)  # whole parts of 256
+
+
+@pytest.mark.parametrize(
+    ("changes", "launches"),
+    [
+        ({}, ["cpu_single"]),
+        ({"input_quant": InputQuant.INT8}, ["cpu_rows", "cpu_gate_up", "cpu_rows", "cpu_down"]),
+        ({"has_k_order": True}, ["cpu_rows", "cpu_gate_up", "cpu_down"]),
+    ],
+    ids=str,
+)
+def test_inputs_that_are_made_first_take_launches_of_their_own(changes, launches):
+    changes = dict(changes)
+    form = WeightFormat(
+        encoding=Encoding.INT8,
+        scale_dtype=DType.FP32,
+        block_n=1,
+        block_k=0,
+        has_k_order=changes.pop("has_k_order", False),
+    )
+    plain = dataclasses.replace(form, has_k_order=False)
+    problem = moe_problem(w1_quant=form.dense(64, 64), w2_quant=plain.dense(64, 32), **changes)
+    plan = cpu.launches(problem, cpu_device(), cpu.choose(problem, cpu_device()))
+    assert [launch.spec.KERNEL for launch in plan.launches] == launches
 
 
 def test_buffers_hold_the_worst_routing():

@@ -88,22 +88,26 @@ struct Config {
 };
 }  // namespace
 
+struct Arguments {
+  alignas(8) const void* topk_ids;
+  alignas(8) const void* expert_map;
+  alignas(8) void* cursors;
+  alignas(8) void* sorted_pairs;
+  alignas(8) void* groups;
+  alignas(8) jitmoe::int32 num_tokens;
+  alignas(8) jitmoe::int32 top_k;
+  alignas(8) jitmoe::int32 num_experts;
+  alignas(8) jitmoe::int32 num_global_experts;
+  alignas(8) jitmoe::int64 topk_ids_row_stride;
+};
+
 extern "C" JITMOE_ND_RANGE(1) JITMOE_WORK_GROUP_SIZE_1D(1)
 void jitmoe_route_serial(
-    const void* topk_ids,
-    const void* expert_map,
-    void* cursors,
-    void* sorted_pairs,
-    void* groups,
-    jitmoe::int32 num_tokens,
-    jitmoe::int32 top_k,
-    jitmoe::int32 num_experts,
-    jitmoe::int32 num_global_experts,
-    jitmoe::int64 topk_ids_row_stride) {
-  jitmoe::kernel::route_serial<Config>({.topk_ids = topk_ids, .expert_map = expert_map, \
-.cursors = cursors, .sorted_pairs = sorted_pairs, .groups = groups, \
-.num_tokens = num_tokens, .top_k = top_k, .num_experts = num_experts, .num_global_experts = num_global_experts, \
-.topk_ids_row_stride = topk_ids_row_stride});
+    Arguments arguments) {
+  jitmoe::kernel::route_serial<Config>({.topk_ids = arguments.topk_ids, .expert_map = arguments.expert_map, \
+.cursors = arguments.cursors, .sorted_pairs = arguments.sorted_pairs, .groups = arguments.groups, \
+.num_tokens = arguments.num_tokens, .top_k = arguments.top_k, .num_experts = arguments.num_experts, \
+.num_global_experts = arguments.num_global_experts, .topk_ids_row_stride = arguments.topk_ids_row_stride});
 }
 """
     )

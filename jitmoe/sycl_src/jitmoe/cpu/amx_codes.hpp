@@ -32,7 +32,7 @@ template <class B> struct CodeRows : WeightRows<uint8> {
 template <class Config> struct TileCodes {
   using S = Simd<Config::isa, Config::x_dtype>;
   using W = Codes<S, Config::encoding, Config::has_zero_point>;
-  using B = Blocks<Config>;
+  using B = BlocksOf<Config>;
   using Rows = CodeRows<B>;
   using Element = uint8;
   static constexpr bool in_place = false;
@@ -201,7 +201,7 @@ template <class Config> inline constexpr int64 sum_block_of<TileCodes<Config>> =
 template <class Config> struct TileBytes : TilesInPlace {
   using S = Simd<CpuIsa::amx_bf16, DType::int8>;
   using W = Codes<S, Config::encoding, Config::has_zero_point>;
-  using Rows = CodeRows<Blocks<Config>>;
+  using Rows = CodeRows<BlocksOf<Config>>;
   using Element = uint8;
   static_assert(Config::encoding == Encoding::int8 && Config::block_k == 0, "what tdpbssd multiplies");
 };

@@ -387,18 +387,18 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
 }
 
 // chunk rows form over `num_matrices` matrices of num_n rows and num_tokens tokens: c[m][t * c_stride + n]. Tokens are rows
-// of `dtype`, addressed by bytes. After the last matrix the rows of `next` are read.
-template <class W, DType dtype, class B, int num_matrices>
-inline void chunk_rows_form(const uint8* const (&w)[num_matrices], const uint8* next, int64 w_stride, int num_n,
-                            const B (&blocks)[num_matrices], const uint8* const* tokens, const TokenScales* token_scales,
-                            int num_tokens, int64 k, float* const (&c)[num_matrices], int c_stride, ChunkInputs inputs) {
+// of `dtype`, addressed by bytes. After the last matrix the rows of `next` are read. Not inlined, like rows_form.
+template <class W, DType dtype, class B>
+[[gnu::noinline]] inline void chunk_rows_form(int num_matrices, const uint8* const* w, const uint8* next, int64 w_stride,
+                                              int num_n, const B* blocks, const uint8* const* tokens,
+                                              const TokenScales* token_scales, int num_tokens, int64 k, float* const* c,
+                                              int c_stride, ChunkInputs inputs) {
   static_assert(B::input_block_k % kChunkK == 0, "a chunk of inputs has one scale");
   const auto pass = [&](auto tokens_in_tile, auto rows_in_tile, int t0) {
     constexpr int R = decltype(tokens_in_tile)::value;
     constexpr int N = decltype(rows_in_tile)::value;
     const int there = num_tokens - t0 < R ? num_tokens - t0 : R;
     if constexpr (B::block_k != 0)
-#pragma unroll
       for (int i = 0; i < num_matrices * N; ++i) blocks[i / N].ask(i % N * ceil_div(num_n, N));
     for (int64 k0 = 0; k0 < k; k0 += kPreparedK) {
       const int64 num_k = k - k0 < kPreparedK ? k - k0 : kPreparedK;

@@ -84,6 +84,13 @@ template <class Config, class Args> inline WeightScales second_scales(const Args
 
 constexpr int kScaleRowsAhead = 4;  // rows whose scales are asked for while one's are read
 
+// What Blocks needs of a Config: one type for both GEMMs where they are alike, so that their code is compiled once.
+template <DType x, DType scale, bool zero_point, int sums, int weights, int inputs> struct Scaling {
+  static constexpr DType x_dtype = x, scale_dtype = scale;
+  static constexpr bool has_zero_point = zero_point;
+  static constexpr int block_k = sums, scale_block_k = weights, input_block_k = inputs;
+};
+
 template <class Config> struct Blocks {
   using Scale = element_t<Config::scale_dtype>;
   static constexpr int block_k = Config::block_k;
@@ -199,6 +206,10 @@ template <class Config> struct Blocks {
     else return b / (Config::scale_block_k / block_k);
   }
 };
+
+template <class Config>
+using BlocksOf = Blocks<Scaling<Config::x_dtype, Config::scale_dtype, Config::has_zero_point, Config::block_k,
+                                Config::scale_block_k, Config::input_block_k>>;
 
 // What the sums of one block are multiplied by, and begin with, in the lanes form: an entry per row of the tile, and per
 // padded token; null where there are none.

@@ -38,6 +38,13 @@ inline void prefetch(const void* address) {
 #endif
 }
 
+// Leaves the core to its other thread for a moment, in a loop that waits.
+inline void pause() {
+#ifdef __SYCL_DEVICE_ONLY__
+  asm volatile("pause" : : : "memory");
+#endif
+}
+
 constexpr int simd_lanes(CpuIsa isa) { return isa == CpuIsa::generic ? 4 : isa == CpuIsa::avx2 ? 8 : 16; }
 constexpr bool has_tiles(CpuIsa isa) { return isa == CpuIsa::amx_bf16 || isa == CpuIsa::amx_fp16; }
 constexpr bool has_bf16_dot(CpuIsa isa) { return isa == CpuIsa::avx512_bf16 || has_tiles(isa); }

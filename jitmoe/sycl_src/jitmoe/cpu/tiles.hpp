@@ -207,11 +207,11 @@ inline RowsResult<R, N> rows_tile(const uint8* w, int64 w_stride, Streams<N> row
 
 // rows form over `num_matrices` matrices of num_n rows and num_tokens tokens: c[m][t * c_stride + n]. After the last matrix
 // the rows of `next` are read. Weights that several passes need stay in the cache. Two or three tokens waste a part of the
-// tile, which costs nothing: memory decides then.
-template <class W, class A, class B, int num_matrices>
-inline void rows_form(const uint8* const (&w)[num_matrices], const uint8* next, int64 w_stride, int num_n,
-                      const B (&blocks)[num_matrices], const uint8* const* a, const TokenScales* scales, int num_tokens,
-                      int64 k, float* const (&c)[num_matrices], int c_stride) {
+// tile, which costs nothing: memory decides then. Not inlined, so that both GEMMs of cpu_single share it.
+template <class W, class A, class B>
+[[gnu::noinline]] inline void rows_form(int num_matrices, const uint8* const* w, const uint8* next, int64 w_stride, int num_n,
+                                        const B* blocks, const uint8* const* a, const TokenScales* scales, int num_tokens,
+                                        int64 k, float* const* c, int c_stride) {
   using Shape = TileShape<typename W::S, B::block_k != 0>;
   constexpr int T = Shape::rows_form_tokens;
   const auto pass = [&](auto tokens_in_tile, auto rows_in_tile, int m, int t0, int64 n0) {

@@ -92,35 +92,28 @@ struct Scratch {
   float block_scales[kMaxBlockTokens];
   float chunk_scales[kChunkTokens][kPreparedK / kChunkK];
   epilogue::Affine<kMaxColumns, kMaxBlockTokens> affine;
-  FewPairs few;
 };
 static_assert(kPanelUnits * kMaxBlockTokens >= kChunkTokens * kPreparedK / 2, "the panel holds prepared inputs too");
 
-}  // namespace down
-
-template <class Config> inline void cpu_down(const CpuDownArgs& args) {
-  using namespace down;
+// Range `range` of columns, before `next_range`. wait(g) returns once group g's intermediate is there.
+template <class Config, class Wait>
+inline void down_range(const CpuDownArgs& args, const Routing& routing, int32 range, int32 next_range, const Wait& wait,
+                       Scratch* s) {
   using G = Gemm<Config>;
-  using B = Blocks<Config>;
+  using B = BlocksOf<Config>;
   using X = typename G::Lanes;
   using S = Simd<Config::isa, Config::dtype>;
   using Rows = typename G::Rows;
   (void)Config::bias_dtype, (void)Config::weights_dtype;
   (void)Config::scale_dtype, (void)Config::has_zero_point, (void)Config::x_scaled;  // not always read
-  auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
-  const int32 range = int32(nd_item<1>().get_group(0));
   const int32 h0 = range * args.h_block;
   const int32 left = args.hidden_size - h0;
   const int32 columns = left < args.h_block ? left : args.h_block;
   const int64 inner = args.intermediate_size;
   const int64 num_units = ceil_div(inner, X::k_per_unit);
   const int64 units_per_token = inter_units<X>(inner);
-  const Routing routing = find_routing<Config>(
-      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
-       args.topk_ids_row_stride},
-      args.sorted_pairs, args.groups, s->few);
 
   // Tensors.
   const auto* topk_weights = static_cast<const element_t<Config::weights_dtype>*>(args.topk_weights);
@@ -142,6 +135,7 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
 
   for (int32 group_idx = 0; group_idx < routing.num_groups; ++group_idx) {
     const Group group = routing.groups[group_idx];
+    wait(group_idx);
     const auto* w = w_range + group.expert * expert_bytes;
     B blocks[1];
     if constexpr (Config::quantized)
@@ -227,18 +221,20 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
         if constexpr (Config::w2_layout == Layout::nk) {
           const uint8* const matrices[1] = {w};
           float* const tiles[1] = {s->tile};
-          // After the last group the next work-item begins with the first one.
+          // After the last group the next range begins with the first one.
           const bool ends = done == group.tokens && group_idx + 1 == routing.num_groups;
           const uint8* const w_soon =
-              ends ? w_range + columns * w_stride + routing.groups[0].expert * expert_bytes : w_next;
+              ends ? w_range + (next_range - range) * int64(args.h_block) * w_stride +
+                         routing.groups[0].expert * expert_bytes
+                   : w_next;
           if constexpr (Config::chunk_rows)
             chunk_rows_form<typename ChunksOf<Config::encoding, Config::has_zero_point>::type, Config::x_dtype>(
-                matrices, w_soon, w_stride, columns, blocks, rows, scales, num_tokens, inner, tiles, args.h_block,
+                1, matrices, w_soon, w_stride, columns, blocks, rows, scales, num_tokens, inner, tiles, args.h_block,
                 {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
           else
-            rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, w_soon, w_stride, columns, blocks,
-                                                                          rows, scales, num_tokens, inner, tiles,
-                                                                          args.h_block);
+            rows_form<typename G::template Weights<Rows>, Elements<Rows>>(1, matrices, w_soon, w_stride, columns,
+                                                                          blocks, rows, scales, num_tokens, inner,
+                                                                          tiles, args.h_block);
         } else {
           columns_form<S, X>(reinterpret_cast<const typename S::element*>(w), args.w2_stride, columns, rows, num_tokens,
                              inner, s->tile, args.h_block);
@@ -251,6 +247,23 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
 
   store_sums<S>(sums, args.h_block, args.num_tokens, columns, static_cast<typename S::element*>(args.out) + h0,
                 args.out_row_stride);
+}
+
+}  // namespace down
+
+template <class Config> inline void cpu_down(const CpuDownArgs& args) {
+  using namespace down;
+  struct Local {
+    Scratch scratch;
+    FewPairs few;
+  };
+  auto* const local = (Local*)scratch<sizeof(Local)>();
+  const Routing routing = find_routing<Config>(
+      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
+       args.topk_ids_row_stride},
+      args.sorted_pairs, args.groups, local->few);
+  const int32 range = int32(nd_item<1>().get_group(0));
+  down_range<Config>(args, routing, range, range + 1, [](int32) {}, &local->scratch);
 }
 
 }  // namespace jitmoe::kernel

@@ -97,7 +97,6 @@ struct Scratch {
   float block_scales[kMaxBlockTokens];
   float chunk_scales[kChunkTokens][kPreparedK / kChunkK];
   epilogue::Affine<2 * kMaxRows, kMaxBlockTokens> affine;
-  FewPairs few;
 };
 static_assert(kPanelUnits * kMaxBlockTokens >= kChunkTokens * kPreparedK / 2, "the panel holds prepared inputs too");
 
@@ -180,29 +179,20 @@ inline void store_rows(const float* tile, int tokens, int rows, int stride, uint
     for (int c = 0; c < num_columns; ++c) to[c * to_stride + r] = from[r * from_stride + c];
 }
 
-}  // namespace gate_up
-
-template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
-  using namespace gate_up;
+// Range `item` of num_groups * num_ranges; `next_item` is what the thread does after it, if there are so many.
+template <class Config>
+inline void gate_up_item(const CpuGateUpArgs& args, const Routing& routing, int32 item, int32 next_item, Scratch* s) {
   using G = Gemm<Config>;
-  using B = Blocks<Config>;
+  using B = BlocksOf<Config>;
   using X = typename G::Lanes;
   using S = Simd<Config::isa, Config::inter_dtype>;
   using H = Halves<Config::gate_up>;
   using Rows = typename G::Rows;
   (void)Config::bias_dtype, (void)Config::weights_dtype, (void)Config::x_by_slot;
   (void)Config::scale_dtype, (void)Config::has_zero_point, (void)Config::x_scaled;  // not always read
-  auto* const s = (Scratch*)scratch<sizeof(Scratch)>();
 
   // Indices.
-  const int32 item = int32(nd_item<1>().get_group(0));
-  const int32 group_idx = item / args.num_ranges;
-  const Routing routing = find_routing<Config>(
-      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
-       args.topk_ids_row_stride},
-      args.sorted_pairs, args.groups, s->few);
-  if (group_idx >= routing.num_groups) return;
-  const Group group = routing.groups[group_idx];
+  const Group group = routing.groups[item / args.num_ranges];
   const int32 i0 = item % args.num_ranges * args.n_block;
   const int32 left = args.intermediate_size - i0;
   const int32 rows = left < args.n_block ? left : args.n_block;
@@ -242,11 +232,11 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
             group.expert * H::all_rows(args.intermediate_size) + H::row(m, i0, args.intermediate_size), matrix_rows,
             s->affine.bias + m * kMaxRows);
   }
-  // What the next work-item reads first; the last one begins again.
-  const int32 next_group = (item + 1) / args.num_ranges < routing.num_groups ? (item + 1) / args.num_ranges : 0;
+  // What is read next; after the last item the first one's again.
+  const int32 next_group = next_item / args.num_ranges < routing.num_groups ? next_item / args.num_ranges : 0;
   const uint8* const next = H::template block<uint8>(
       args.w1, args.w1_up, routing.groups[next_group].expert * args.w1_expert_stride * element_bytes, to_row, 0,
-      (item + 1) % args.num_ranges * args.n_block, args.intermediate_size);
+      next_item % args.num_ranges * args.n_block, args.intermediate_size);
   const int64 units_per_token = inter_units<S>(args.intermediate_size);
   const int32 first_unit = i0 / S::k_per_unit;
 
@@ -325,12 +315,12 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
       if (!lanes_are_tokens) {
         if constexpr (Config::chunk_rows)
           chunk_rows_form<typename ChunksOf<Config::encoding, Config::has_zero_point>::type, Config::x_dtype>(
-              matrices, next, w_stride, matrix_rows, blocks, tokens, scales, num_tokens, hidden, tiles, tile_stride,
-              {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
+              H::matrices, matrices, next, w_stride, matrix_rows, blocks, tokens, scales, num_tokens, hidden, tiles,
+              tile_stride, {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
         else
-          rows_form<typename G::template Weights<Rows>, Elements<Rows>>(matrices, next, w_stride, matrix_rows, blocks,
-                                                                        tokens, scales, num_tokens, hidden, tiles,
-                                                                        tile_stride);
+          rows_form<typename G::template Weights<Rows>, Elements<Rows>>(H::matrices, matrices, next, w_stride,
+                                                                        matrix_rows, blocks, tokens, scales, num_tokens,
+                                                                        hidden, tiles, tile_stride);
       }
     }
 
@@ -361,6 +351,23 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
     else store_rows<S>(tile, num_tokens, rows, row_stride, inter + first_unit, units_per_token);
     done += num_tokens;
   }
+}
+
+}  // namespace gate_up
+
+template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
+  using namespace gate_up;
+  struct Local {
+    Scratch scratch;
+    FewPairs few;
+  };
+  auto* const local = (Local*)scratch<sizeof(Local)>();
+  const int32 item = int32(nd_item<1>().get_group(0));
+  const Routing routing = find_routing<Config>(
+      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
+       args.topk_ids_row_stride},
+      args.sorted_pairs, args.groups, local->few);
+  if (item < routing.num_groups * args.num_ranges) gate_up_item<Config>(args, routing, item, item + 1, &local->scratch);
 }
 
 }  // namespace jitmoe::kernel

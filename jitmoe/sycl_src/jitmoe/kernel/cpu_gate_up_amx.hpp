@@ -290,7 +290,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
           const float* const scales = x_scale + row_number(block, there) * num_x_scales;
           auto* const to = reinterpret_cast<float*>(tile_units + parts * panel_units * amx::kTokens) + t;
 #pragma clang loop unroll(disable)
-          for (int64 b = 0; b < num_blocks; ++b) to[b * amx::kTokens] = scales[Blocks<Config>::input_index(b)];
+          for (int64 b = 0; b < num_blocks; ++b) to[b * amx::kTokens] = scales[BlocksOf<Config>::input_index(b)];
         } else if constexpr (Config::x_scaled) {
           scale = x_scale[row_number(block, there)];
         }
