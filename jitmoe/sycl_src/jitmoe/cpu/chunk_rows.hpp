@@ -1,23 +1,25 @@
 // SPDX-License-Identifier: MIT
 // chunk rows form: rows form (tiles.hpp) for codes that are faster to convert 128 at a time, with inputs prepared to suit
-// them. A chunk is four vectors of units, whose order within it is the inputs' too:
+// them.
 //
-//   8-bit integers   units in the order of K
-//   4-bit codes      lane l of vector j holds elements 8 l + j and 8 l + j + 4, which is what shifting the codes right by
-//                    4 j leaves in the low bits of both words
-//   FP8              as VPUNPCK interleaves 64 low and high bytes of bf16
-//
-// Integer codes meet inputs that are 16-bit fixed-point numbers: VPDPWSSD multiplies and adds 32 products in a cycle or
-// less, VDPBF16PS takes twice as long or longer. Inputs of a chunk are integers times the power of two that brings the
-// largest to 15 bits, so bf16 inputs of at least 1/128 of it are exact, and no input is off by more than 2^-15 of it
-// (inputs below 2^-112 are zero). Sums of a chunk are exact, are multiplied by both scales and added up in fp32. E2M1 holds
+// Integer codes are made unsigned bytes, by adding an offset, and meet inputs that are 14-bit fixed-point numbers, as two
+// signed bytes: x = 256 high + low. VPDPBUSD multiplies and adds 64 products of bytes in a cycle or less, half as many of
+// numbers as VPDPWSSD would, but bytes take two or three instructions per 128 codes of 4 bits instead of seven. Inputs of a
+// chunk are integers times the power of two that brings the largest to 14 bits, so bf16 inputs of at least 1/64 of it are
+// exact, and no input is off by more than 2^-14 of it (inputs below 2^-113 are zero). Sums of a chunk are exact: they begin at
+// minus the offset times the sum of the inputs; they are multiplied by both scales and added up in fp32. E2M1 holds
 // multiples of 1/2: twice its values are integers.
 //
 // FP8 becomes bf16 byte by byte, each bit of which is a bit of the code or the inverse of one. What has no exponent of its own
-// has no such form: 128 codes with a subnormal, an infinity or a NaN go the way of codes.hpp.
+// has no such form: 128 codes with a subnormal, an infinity or a NaN go the way of codes.hpp. VDPBF16PS multiplies them.
 //
-// Blocks of scales that are parts of a chunk (32 or 64 k) are whole vectors (8-bit integers), lanes (4 bits), or both (FP8:
-// 64 k are two vectors, whose halves hold 32 k each).
+// A chunk's codes are vectors in parts, which hold k one after the other; lane l of a part holds, in order,
+//
+//   8-bit integers   2 parts of 64 k, a vector each: k = 4 l .. 4 l + 3
+//   4-bit codes      1 part of 128 k, two vectors: even k of 8 l .. 8 l + 7 and odd ones
+//   FP8              2 parts of 64 k, two vectors each, as VPUNPCK interleaves 64 low and high bytes of bf16
+//
+// so blocks of scales that are parts of a chunk (32 or 64 k) are parts, or lanes of parts that lie beside each other.
 //
 // Letters: t token, n weight row, k element of K, c chunk.
 #pragma once
@@ -27,24 +29,16 @@
 namespace jitmoe::cpu {
 
 constexpr int kChunkK = 128;      // plan/cpu.py names the same number
-constexpr int kChunkVectors = 4;  // of 16 units
 constexpr int kPreparedK = 4096;  // elements of K between two visits of the result
 constexpr int kChunkTokens = 4;   // of one pass
+constexpr int kPreparedUnits = kPreparedK / kChunkK * 6 * 16;  // at most 6 vectors per chunk
+constexpr int kPreparedScales = kPreparedK / kChunkK + 16;     // whole vectors are read
 
 // Inputs of one pass; `units` is memory that other forms use as well.
 struct ChunkInputs {
-  uint32 (*units)[kPreparedK / 2];        // [kChunkTokens]
-  float (*scales)[kPreparedK / kChunkK];  // [kChunkTokens], per chunk
+  uint32 (*units)[kPreparedUnits];        // [kChunkTokens]
+  float (*scales)[kPreparedScales];  // [kChunkTokens], per chunk
 };
-
-// acc[l] += sum of the products of both words of a[l] and b[l], signed (VPDPWSSD), exact.
-inline void dot_int16(Vec<int32, 16>& acc, Vec<uint32, 16> a, Vec<uint32, 16> b) {
-#ifdef __SYCL_DEVICE_ONLY__
-  asm("vpdpwssd %3, %2, %0" : "=v"(acc) : "0"(acc), "v"(a), "v"(b));
-#else
-  (void)acc, (void)a, (void)b;
-#endif
-}
 
 // Deals the lanes of a and b, in this order, to two vectors in turn.
 inline void deal(Vec<uint32, 16> a, Vec<uint32, 16> b, Vec<uint32, 16>& even, Vec<uint32, 16>& odd) {
@@ -61,111 +55,133 @@ inline uint32 max_lane(Vec<uint32, 16> v) {
   return two[0] > two[1] ? two[0] : two[1];
 }
 
-// Writes elements [k0, k0 + num_k) of a row of K elements, which have at most 11 significant bits, as chunks of fixed-point
-// units; zero past K.
-template <DType dtype, class W>
-[[gnu::noinline]] void to_fixed(const element_t<dtype>* row, int64 k0, int64 num_k, int64 k, uint32* units, float* scales) {
-  using F = Vec<float, 16>;
-  using U = Vec<uint32, 16>;
-  constexpr int vectors = kChunkK / 16;
-#pragma clang loop unroll(disable)
-  for (int64 c = 0; c * kChunkK < num_k; ++c) {
-    const int64 first = k0 + c * kChunkK;
-    const element_t<dtype>* from = row + first;
-    element_t<dtype> tail[kChunkK];
-    if (first + kChunkK > k) {
-      copy_tail(from, k - first, tail, kChunkK);
-      from = tail;
-    }
-    F values[vectors];
-    U most = U(0u);  // of the magnitudes' bits, of which NaN has the most
-#pragma unroll
-    for (int i = 0; i < vectors; ++i) {
-      values[i] = load_floats<dtype, 16>(from + 16 * i);
-      most = __builtin_elementwise_max(most, bit_cast<U>(values[i]) & 0x7fffffffu);
-    }
-    const uint32 exponent = max_lane(most) >> 23;
-    const bool is_finite = exponent < 255, is_zero = exponent <= 14;
-    scales[c] = is_zero ? 0.0f : is_finite ? bit_cast<float>((exponent - 14) << 23) * W::unit : __builtin_nanf("");
-    const float inverse = is_zero || !is_finite ? 0.0f : bit_cast<float>((268 - exponent) << 23);
-    constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    Vec<uint32, 16> pairs[kChunkVectors];
-#pragma unroll
-    for (int j = 0; j < kChunkVectors; ++j) {
-      U words[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        words[i] = bit_cast<U>((is_finite ? values[2 * j + i] : F(0.0f)) * inverse + kRoundMagic) & 0xffffu;
-      U even, odd;
-      deal(words[0], words[1], even, odd);
-      pairs[j] = even | (odd << 16);
-    }
-    if constexpr (W::bits == 4) {  // elements 8 l + 2 i and 8 l + 2 i + 1 are in pair 4 l + i
-      U fours[4];  // [i], lane l
-      U low[2], high[2];
-      deal(pairs[0], pairs[1], low[0], high[0]);
-      deal(pairs[2], pairs[3], low[1], high[1]);
-      deal(low[0], low[1], fours[0], fours[2]);
-      deal(high[0], high[1], fours[1], fours[3]);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        pairs[2 * i] = (fours[i] & 0xffffu) | (fours[i + 2] << 16);
-        pairs[2 * i + 1] = (fours[i] >> 16) | (fours[i + 2] & 0xffff0000u);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kChunkVectors; ++j) store(units + (c * kChunkVectors + j) * 16, pairs[j]);
-  }
+// result = index's bytes, all below 16, looked up in 16 bytes (VPSHUFB).
+inline Vec<uint32, 16> look_up_bytes(Vec<uint32, 16> index, Vec<uint32, 16> table) {
+  Vec<uint32, 16> result = index;
+#ifdef __SYCL_DEVICE_ONLY__
+  asm("vpshufb %1, %2, %0" : "=v"(result) : "v"(index), "v"(table));
+#else
+  (void)table;
+#endif
+  return result;
 }
 
-// Codes as pairs of 16-bit integers, a chunk at a time.
+// Codes as unsigned bytes, inputs as pairs of signed bytes.
 template <Encoding encoding, bool has_zero_point> struct IntegerChunks {
-  using S = Simd<CpuIsa::avx512_bf16, DType::bf16>;  // 16 lanes, pairs
-  using units = S::units;
+  using units = Vec<uint32, 16>;
   using sums = Vec<int32, 16>;
   static constexpr int bits = code_bits(encoding);
   static constexpr int chunk_bytes = kChunkK * bits / 8;
-  static constexpr int vectors_apart = encoding == Encoding::int8 ? 4 : 1;  // groups of vectors that hold different k
+  static constexpr int code_vectors = 2;
+  static constexpr int parts = bits == 8 ? 2 : 1;
+  static constexpr int input_vectors = 4 + parts;  // low and high bytes for each vector of codes; what sums begin at
   static constexpr float unit = encoding == Encoding::e2m1 ? 0.5f : 1.0f;  // what a 1 stands for
+  static constexpr int32 offset = encoding == Encoding::int8 ? 128 : encoding == Encoding::e2m1 ? 12 : 8;
 
-  // What `load` adds to codes: the index of their values, modulo 32.
-  static units zero(units points) { return (32u - points) * 0x10001u; }
-  static void dot(sums& acc, units x, units w) { dot_int16(acc, x, w); }
-  template <DType dtype>
-  static void prepare(const element_t<dtype>* row, int64 k0, int64 num_k, int64 k, uint32* to, float* scales) {
-    to_fixed<dtype, IntegerChunks>(row, k0, num_k, k, to, scales);
+  // What the sum of the inputs is multiplied by, for sums to begin at, if codes have these zero points.
+  static sums begin(Vec<uint32, 16> points) { return -bit_cast<sums>(points); }
+
+  static void load(const uint8* at, units (&codes)[code_vectors]) {
+    if constexpr (encoding == Encoding::int8) {
+#pragma unroll
+      for (int v = 0; v < 2; ++v) codes[v] = cpu::load<units>(at + 64 * v) ^ 0x80808080u;
+    } else {
+      const auto both = cpu::load<units>(at);
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        const units nibbles = (v == 0 ? both : both >> 4) & 0x0f0f0f0fu;
+        if constexpr (encoding == Encoding::e2m1) codes[v] = look_up_bytes(nibbles, table());
+        else codes[v] = encoding == Encoding::int4 ? nibbles ^ 0x08080808u : nibbles;
+      }
+    }
   }
 
-  static void load(const uint8* at, units zero, units (&chunk)[kChunkVectors]) {
-    if constexpr (encoding == Encoding::int8) {
-      (void)zero;
+  // Sums of `count` parts from `first` on.
+  template <int first, int count>
+  static sums multiply(const uint32* inputs, const units (&codes)[code_vectors], const sums& zero) {
+    const auto input = [&](int v) { return cpu::load<units>(inputs + 16 * v); };
+    constexpr int vectors = code_vectors / parts;
+    sums low = bit_cast<sums>(input(4 + first)), high = sums(0);
 #pragma unroll
-      for (int j = 0; j < kChunkVectors; ++j) chunk[j] = sign_extended(at + 32 * j);
-    } else {
-      const auto codes = cpu::load<units>(at);
+    for (int p = first + 1; p < first + count; ++p) low += bit_cast<sums>(input(4 + p));
+    if constexpr (has_zero_point) low *= zero;
 #pragma unroll
-      for (int j = 0; j < kChunkVectors; ++j) {
-        const units index = codes >> (4 * j);
-        chunk[j] = has_zero_point ? look_up((index & 0x000f000fu) + zero, table()) : look_up(index, table());
+    for (int v = first * vectors; v < (first + count) * vectors; ++v) {
+      dot_int8(low, input(2 * v), codes[v]);
+      dot_int8(high, input(2 * v + 1), codes[v]);
+    }
+    return low + (high << 8);
+  }
+
+  // Writes elements [k0, k0 + num_k) of a row of K elements, which have at most 11 significant bits, as chunks of
+  // fixed-point numbers; zero past K.
+  template <DType dtype>
+  [[gnu::noinline]] static void prepare(const element_t<dtype>* row, int64 k0, int64 num_k, int64 k, uint32* to,
+                                        float* scales) {
+    using F = Vec<float, 16>;
+    using U = Vec<uint32, 16>;
+    constexpr int vectors = kChunkK / 16;
+    constexpr int top_bit = 13;
+#pragma clang loop unroll(disable)
+    for (int64 c = 0; c * kChunkK < num_k; ++c, to += 16 * input_vectors) {
+      const int64 first = k0 + c * kChunkK;
+      const element_t<dtype>* from = row + first;
+      element_t<dtype> tail[kChunkK];
+      if (first + kChunkK > k) {
+        copy_tail(from, k - first, tail, kChunkK);
+        from = tail;
       }
+      F values[vectors];
+      U most = U(0u);  // of the magnitudes' bits, of which NaN has the most
+#pragma unroll
+      for (int i = 0; i < vectors; ++i) {
+        values[i] = load_floats<dtype, 16>(from + 16 * i);
+        most = __builtin_elementwise_max(most, bit_cast<U>(values[i]) & 0x7fffffffu);
+      }
+      const uint32 exponent = max_lane(most) >> 23;
+      const bool is_finite = exponent < 255, is_zero = exponent <= top_bit;
+      scales[c] = is_zero ? 0.0f : is_finite ? bit_cast<float>((exponent - top_bit) << 23) * unit : __builtin_nanf("");
+      const float inverse = is_zero || !is_finite ? 0.0f : bit_cast<float>((254 + top_bit - exponent) << 23);
+      constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+      auto* const bytes = reinterpret_cast<uint8*>(to);
+#pragma unroll
+      for (int i = 0; i < vectors; i += 2) {
+        U numbers[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          numbers[j] = bit_cast<U>((is_finite ? values[i + j] : F(0.0f)) * inverse + kRoundMagic);
+        if constexpr (bits == 4) deal(numbers[0], numbers[1], numbers[0], numbers[1]);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const int vector = bits == 4 ? j : (i + j) / 4, place = bits == 4 ? i / 2 : (i + j) % 4;
+          uint8* const at = bytes + 128 * vector + 16 * place;
+          store(at, __builtin_convertvector(numbers[j], Vec<uint8, 16>));
+          store(at + 64, __builtin_convertvector((numbers[j] + 128u) >> 8, Vec<uint8, 16>));
+        }
+      }
+      sum_up<0>(to);
+      if constexpr (parts == 2) sum_up<1>(to);
     }
   }
 
  private:
-  // 32 words; without a zero point 16 twice, so that bit 4 of an index may be anything.
+  // Writes what the sums of a part begin at: the sum of the inputs if it is known only then what it is multiplied by.
+  template <int part> static void sum_up(uint32* inputs) {
+    units ones[code_vectors];
+#pragma unroll
+    for (int v = 0; v < code_vectors; ++v) ones[v] = units(0x01010101u);
+    uint32* const to = inputs + 16 * (4 + part);
+    store(to, units(0u));
+    const sums sum = multiply<part, 1>(inputs, ones, sums(0));
+    store(to, has_zero_point ? sum : sum * -offset);
+  }
+
+  // Twice 0 0.5 1 1.5 2 3 4 6 and their negatives, and the offset.
   static units table() {
-    if constexpr (has_zero_point)  // 0..15, -16..-1
-      return {0x00010000, 0x00030002, 0x00050004, 0x00070006, 0x00090008, 0x000b000a, 0x000d000c, 0x000f000e,
-              0xfff1fff0, 0xfff3fff2, 0xfff5fff4, 0xfff7fff6, 0xfff9fff8, 0xfffbfffa, 0xfffdfffc, 0xfffffffe};
-    else if constexpr (encoding == Encoding::int4)  // 0..7, -8..-1
-      return {0x00010000, 0x00030002, 0x00050004, 0x00070006, 0xfff9fff8, 0xfffbfffa, 0xfffdfffc, 0xfffffffe,
-              0x00010000, 0x00030002, 0x00050004, 0x00070006, 0xfff9fff8, 0xfffbfffa, 0xfffdfffc, 0xfffffffe};
-    else if constexpr (encoding == Encoding::uint4)  // -8..7
-      return {0xfff9fff8, 0xfffbfffa, 0xfffdfffc, 0xfffffffe, 0x00010000, 0x00030002, 0x00050004, 0x00070006,
-              0xfff9fff8, 0xfffbfffa, 0xfffdfffc, 0xfffffffe, 0x00010000, 0x00030002, 0x00050004, 0x00070006};
-    else  // twice 0 0.5 1 1.5 2 3 4 6 and their negatives
-      return {0x00010000, 0x00030002, 0x00060004, 0x000c0008, 0xffff0000, 0xfffdfffe, 0xfffafffc, 0xfff4fff8,
-              0x00010000, 0x00030002, 0x00060004, 0x000c0008, 0xffff0000, 0xfffdfffe, 0xfffafffc, 0xfff4fff8};
+    constexpr uint32 words[4] = {0x0f0e0d0c, 0x18141210, 0x090a0b0c, 0x00040608};
+    units result;
+    for (int l = 0; l < 16; ++l) result[l] = words[l % 4];
+    return result;
   }
 };
 
@@ -225,13 +241,19 @@ template <Encoding encoding> struct Fp8Chunks {
   static constexpr bool is_e4m3 = encoding == Encoding::e4m3;
   static constexpr int bits = 8;
   static constexpr int chunk_bytes = kChunkK;
-  static constexpr int vectors_apart = 2;
+  static constexpr int code_vectors = 4, parts = 2, input_vectors = 4;
   // Codes from the smallest with an exponent up to those of infinities and NaN, doubled.
   static constexpr uint32 first_ordinary = is_e4m3 ? 0x10 : 0x08, first_special = is_e4m3 ? 0xfe : 0xf8;
 
-  static void dot(sums& acc, units x, units w) { dot_bf16(acc, x, w); }
+  template <int first, int count>
+  static sums multiply(const uint32* inputs, const units (&codes)[code_vectors], const Vec<int32, 16>&) {
+    sums acc = 0;
+#pragma unroll
+    for (int v = 2 * first; v < 2 * (first + count); ++v) dot_bf16(acc, cpu::load<units>(inputs + 16 * v), codes[v]);
+    return acc;
+  }
 
-  static void load(const uint8* at, units, units (&chunk)[kChunkVectors]) {
+  static void load(const uint8* at, units (&chunk)[code_vectors]) {
     const units codes[2] = {cpu::load<units>(at), cpu::load<units>(at + 64)};
     const bool is_ordinary = !any_outside(codes[0], codes[1], first_ordinary, first_special - first_ordinary);
 #pragma unroll
@@ -305,6 +327,14 @@ template <int count> inline Vec<uint32, 16> block_of_lane() {
   else return {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
 }
 
+// The first 16 / times of 16 floats, each in `times` lanes beside each other.
+template <int times> inline Vec<float, 16> repeated(const float* from) {
+  const auto all = load<Vec<float, 16>>(from);
+  if constexpr (times == 1) return all;
+  else if constexpr (times == 2) return pick(all, Vec<uint32, 16>{0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7});
+  else return pick(all, block_of_lane<4>());
+}
+
 // token[r][n] = sum over k in [k0, k0 + num_k) of x[r][k] * w[row n][k]; missing rows repeat the last one. The rows of w
 // are those of `blocks` and K elements long.
 template <class W, int R, int N, class B>
@@ -313,10 +343,10 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
                                    int64 k) {
   using floats = Vec<float, 16>;
   using units = typename W::units;
-  constexpr bool parts = B::block_k != 0 && B::block_k < kChunkK;
-  constexpr int per_chunk = parts ? kChunkK / (B::block_k == 0 ? 1 : B::block_k) : 1;  // blocks
-  constexpr int apart = W::vectors_apart < per_chunk ? W::vectors_apart : per_chunk;  // groups of vectors
-  constexpr int per_group = per_chunk / apart;                                        // blocks, beside each other in lanes
+  constexpr bool is_cut = B::block_k != 0 && B::block_k < kChunkK;
+  constexpr int per_chunk = is_cut ? kChunkK / (B::block_k == 0 ? 1 : B::block_k) : 1;  // blocks
+  constexpr int groups = W::parts < per_chunk ? W::parts : per_chunk;  // of parts, that are scaled together
+  constexpr int per_group = per_chunk / groups;                        // blocks, beside each other in lanes
   constexpr int at_once = 16 / per_chunk;  // chunks whose scales are in one vector
   static_assert(B::block_k == 0 || kChunkK % B::block_k == 0 || B::block_k % kChunkK == 0, "chunks and blocks nest");
   const uint8* row[N];
@@ -332,27 +362,36 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
   floats result[R * N];
 #pragma unroll
   for (int i = 0; i < R * N; ++i) result[i] = floats(0.0f);
-  Vec<float, 16> scale[N];
-  units zero[N];
+  const auto for_each_group = [](const auto& use) {
+    use(Int<0>{});
+    if constexpr (groups == 2) use(Int<1>{});
+  };
+  floats factor[R * N];    // products of both scales; per_chunk lanes belong to a chunk
+  Vec<int32, 16> zero[N];  // likewise
   const int64 num_chunks = ceil_div(num_k, kChunkK);
   for (int64 c0 = 0; c0 < num_chunks; c0 += at_once) {
     const int64 end = c0 + at_once < num_chunks ? c0 + at_once : num_chunks;
-    int64 first_block = 0;
     if constexpr (B::block_k != 0) {
       const int64 last_k = (k0 + end * kChunkK < k ? k0 + end * kChunkK : k) - 1;
-      first_block = (k0 + c0 * kChunkK) / B::block_k;
+      const int64 first_block = (k0 + c0 * kChunkK) / B::block_k;
       const int count = int(last_k / B::block_k - first_block) + 1;
+      const auto by_chunk = [&](auto by_block) {
+        if constexpr (B::block_k <= kChunkK) return by_block;
+        Vec<uint32, 16> block;
+        for (int l = 0; l < 16; ++l) block[l] = uint32((k0 + (c0 + l) * kChunkK) / B::block_k - first_block);
+        return pick(by_block, block);
+      };
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        scale[n] = row_scales[n].scales(first_block, count);
-        if constexpr (B::has_zero_point) zero[n] = W::zero(row_scales[n].zeros(first_block, count));
+        const floats scale = by_chunk(row_scales[n].scales(first_block, count));
+#pragma unroll
+        for (int r = 0; r < R; ++r) factor[r * N + n] = scale * repeated<per_chunk>(scales[r] + c0);
+        if constexpr (B::has_zero_point) zero[n] = by_chunk(W::begin(row_scales[n].zeros(first_block, count)));
       }
     }
 #pragma clang loop unroll(disable)
     for (int64 c = c0; c < end; ++c) {
-      auto block = block_of_lane<per_group>();
-      if constexpr (parts) block += uint32(c - c0) * per_chunk;
-      else if constexpr (B::block_k != 0) block += uint32((k0 + c * kChunkK) / B::block_k - first_block);
+      const auto lane = block_of_lane<per_group>() + uint32(c - c0) * per_chunk;
       prefetch_streams<W::chunk_bytes>(row, rows.ahead(row_bytes - left));
       uint8 tail[N][W::chunk_bytes];
       if (left < W::chunk_bytes)
@@ -363,23 +402,21 @@ inline RowsResult<R, N> chunk_tile(const uint8* w, int64 w_stride, Streams<N> ro
       left -= W::chunk_bytes;
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        units chunk[kChunkVectors];
-        W::load(row[n], B::has_zero_point ? pick(zero[n], block) : units(0u), chunk);
+        units codes[W::code_vectors];
+        W::load(row[n], codes);
         row[n] += W::chunk_bytes;
-#pragma unroll
-        for (int g = 0; g < apart; ++g) {
-          const floats weight_scale = B::block_k != 0 ? pick(scale[n], block + uint32(g * per_group)) : floats(1.0f);
-          constexpr int vectors = kChunkVectors / apart;
+        Vec<int32, 16> begin = 0;
+        if constexpr (B::has_zero_point) begin = pick(zero[n], lane);
+        for_each_group([&](auto group) {
+          constexpr int g = decltype(group)::value, parts = W::parts / groups;
 #pragma unroll
           for (int r = 0; r < R; ++r) {
-            typename W::sums acc = 0;
-#pragma unroll
-            for (int j = g * vectors; j < (g + 1) * vectors; ++j)
-              W::dot(acc, load<units>(x[r] + (c * kChunkVectors + j) * 16), chunk[j]);
-            result[r * N + n] = multiply_add<CpuIsa::avx512, 16>(__builtin_convertvector(acc, floats),
-                                                                 weight_scale * scales[r][c], result[r * N + n]);
+            const auto acc = W::template multiply<g * parts, parts>(x[r] + c * W::input_vectors * 16, codes, begin);
+            const floats by = B::block_k != 0 ? pick(factor[r * N + n], lane + uint32(g * per_group)) : floats(scales[r][c]);
+            result[r * N + n] =
+                multiply_add<CpuIsa::avx512, 16>(__builtin_convertvector(acc, floats), by, result[r * N + n]);
           }
-        }
+        });
       }
     }
   }

@@ -48,13 +48,16 @@ template <DType dtype, int lanes> inline Vec<float, lanes> scale_floats(const el
   else return load_floats<dtype, lanes>(from);
 }
 
-// Up to 16 scales as floats; what lies past `count` of them is not touched.
+// Up to 16 scales as floats, then zeros; what lies past `count` of them is not touched.
 template <DType dtype> inline Vec<float, 16> first_scale_floats(const element_t<dtype>* from, int count) {
   const auto bytes = load_first(reinterpret_cast<const uint8*>(from), count * num_bytes(dtype));
   if constexpr (dtype == DType::fp32) {
     return bit_cast<Vec<float, 16>>(bytes);
   } else if constexpr (dtype == DType::e8m0) {
-    return e8m0_floats<16>(bit_cast<Vec<uint8, 16>>(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3)));
+    // A byte of zeros means a subnormal, which takes a hundred cycles to multiply.
+    const auto exponents = bit_cast<Vec<uint8, 16>>(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3));
+    const Vec<int32, 16> lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return lane < count ? e8m0_floats<16>(exponents) : Vec<float, 16>(0.0f);
   } else {
     return half_floats<dtype, 16>(bit_cast<Vec<uint16, 16>>(__builtin_shufflevector(bytes, bytes, 0, 1, 2, 3, 4, 5, 6, 7)));
   }

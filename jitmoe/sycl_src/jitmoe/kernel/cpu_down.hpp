@@ -90,10 +90,10 @@ struct Scratch {
   uint32 panel[kPanelUnits * kMaxBlockTokens];  // of y_rows
   uint32 staged[8 * kPanelUnits];
   float block_scales[kMaxBlockTokens];
-  float chunk_scales[kChunkTokens][kPreparedK / kChunkK];
+  float chunk_scales[kChunkTokens][kPreparedScales];
   epilogue::Affine<kMaxColumns, kMaxBlockTokens> affine;
 };
-static_assert(kPanelUnits * kMaxBlockTokens >= kChunkTokens * kPreparedK / 2, "the panel holds prepared inputs too");
+static_assert(kPanelUnits * kMaxBlockTokens >= kChunkTokens * kPreparedUnits, "the panel holds prepared inputs too");
 
 // Range `range` of columns, before `next_range`. wait(g) returns once group g's intermediate is there.
 template <class Config, class Wait>
@@ -230,7 +230,7 @@ inline void down_range(const CpuDownArgs& args, const Routing& routing, int32 ra
           if constexpr (Config::chunk_rows)
             chunk_rows_form<typename ChunksOf<Config::encoding, Config::has_zero_point>::type, Config::x_dtype>(
                 1, matrices, w_soon, w_stride, columns, blocks, rows, scales, num_tokens, inner, tiles, args.h_block,
-                {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
+                {(uint32(*)[kPreparedUnits])s->panel, s->chunk_scales});
           else
             rows_form<typename G::template Weights<Rows>, Elements<Rows>>(1, matrices, w_soon, w_stride, columns,
                                                                           blocks, rows, scales, num_tokens, inner,

@@ -95,10 +95,10 @@ struct Scratch {
   uint32 panel[kPanelUnits * kMaxBlockTokens];
   uint32 staged[8 * kPanelUnits];
   float block_scales[kMaxBlockTokens];
-  float chunk_scales[kChunkTokens][kPreparedK / kChunkK];
+  float chunk_scales[kChunkTokens][kPreparedScales];
   epilogue::Affine<2 * kMaxRows, kMaxBlockTokens> affine;
 };
-static_assert(kPanelUnits * kMaxBlockTokens >= kChunkTokens * kPreparedK / 2, "the panel holds prepared inputs too");
+static_assert(kPanelUnits * kMaxBlockTokens >= kChunkTokens * kPreparedUnits, "the panel holds prepared inputs too");
 
 // Splits g0 u0 g1 u1 ... into gates and ups.
 template <class V, int... l> inline void split_pairs(const float* from, V& gate, V& up, Sequence<int, l...>) {
@@ -316,7 +316,7 @@ inline void gate_up_item(const CpuGateUpArgs& args, const Routing& routing, int3
         if constexpr (Config::chunk_rows)
           chunk_rows_form<typename ChunksOf<Config::encoding, Config::has_zero_point>::type, Config::x_dtype>(
               H::matrices, matrices, next, w_stride, matrix_rows, blocks, tokens, scales, num_tokens, hidden, tiles,
-              tile_stride, {(uint32(*)[kPreparedK / 2])s->panel, s->chunk_scales});
+              tile_stride, {(uint32(*)[kPreparedUnits])s->panel, s->chunk_scales});
         else
           rows_form<typename G::template Weights<Rows>, Elements<Rows>>(H::matrices, matrices, next, w_stride,
                                                                         matrix_rows, blocks, tokens, scales, num_tokens,
