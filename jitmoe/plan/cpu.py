@@ -56,9 +56,9 @@ AMX_DOWN_ITEMS_PER_CORE = 4
 AMX_KN_ITEMS_PER_CORE = 2
 # Tokens per expert from which on fp16 is worth cutting into two bf16: at 2 it takes 1.4 times as long, at 8 0.9 times.
 SPLIT_MIN_TOKENS = 6
-# Tokens per expert up to which rows are multiplied while they are read, where there are tiles: plain numbers, codes of
-# integers and FP8 in chunks, other codes. docs/cpu-kernels.md has the measurements.
-ROWS_TOKENS, ROWS_TOKENS_INTEGERS, ROWS_TOKENS_FP8, ROWS_TOKENS_OTHERS = 1.5, 3, 2, 1
+# Tokens per expert up to which rows are multiplied while they are read, where there are tiles: plain numbers and FP8 in
+# chunks, codes of integers in chunks, other codes. docs/cpu-kernels.md has the measurements.
+ROWS_TOKENS, ROWS_TOKENS_INTEGERS, ROWS_TOKENS_OTHERS = 2, 3, 1
 MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
 CHUNK_K = 128  # kChunkK in cpu/chunk_rows.hpp
 CHUNK_PARTS = (32, 64)  # blocks that are shorter than a chunk
@@ -205,16 +205,16 @@ def _takes_tiles(problem: MoEProblem, isa: CpuIsa) -> bool:
     return all(form.block_k % AMX_STEP == 0 for form in forms)
 
 
-def _most_row_pairs(problem: MoEProblem) -> float:
+def _most_row_pairs(problem: MoEProblem) -> int:
     """Returns up to how many pairs rows are multiplied while they are read, in the order in which they are stored."""
 
-    def tokens(quant: WeightQuant | None) -> float:
+    def tokens(quant: WeightQuant | None) -> int:
         if quant is None:
             return ROWS_TOKENS
         if not _takes_chunks(problem, quant.format):
             return ROWS_TOKENS_OTHERS
         is_float = quant.format.encoding in (Encoding.E4M3, Encoding.E5M2)
-        return ROWS_TOKENS_FP8 if is_float else ROWS_TOKENS_INTEGERS
+        return ROWS_TOKENS if is_float else ROWS_TOKENS_INTEGERS
 
     return min(tokens(problem.w1_quant), tokens(problem.w2_quant)) * problem.num_experts
 

@@ -69,7 +69,7 @@ def test_ranges_cover_the_problem_and_fit_the_kernels(problem, cores):
     assert (last.global_size[0] - 1) * choice.down_columns < problem.hidden_size
 
 
-WITH_TILES = [problem for problem in PROBLEMS if problem.num_pairs > problem.num_experts]
+WITH_TILES = [problem for problem in PROBLEMS if problem.num_pairs > cpu.ROWS_TOKENS * problem.num_experts]
 
 
 @pytest.mark.parametrize("problem", WITH_TILES, ids=str)
@@ -121,10 +121,10 @@ def test_scales_of_blocks_follow_their_tiles():
         ((None, None), {}, cpu.ROWS_TOKENS),
         ((None, None), {"dtype": DType.FP16}, cpu.ROWS_TOKENS),
         (((Encoding.INT8, 0), (Encoding.UINT4, 32)), {}, cpu.ROWS_TOKENS_INTEGERS),
-        (((Encoding.E2M1, 32), (Encoding.E4M3, 128)), {}, cpu.ROWS_TOKENS_FP8),
+        (((Encoding.E2M1, 32), (Encoding.E4M3, 128)), {}, cpu.ROWS_TOKENS),
         (((Encoding.INT4, 128), None), {}, cpu.ROWS_TOKENS),
         (((Encoding.INT4, 96), (Encoding.INT4, 96)), {}, cpu.ROWS_TOKENS_OTHERS),  # no whole chunks
-        (((Encoding.E4M3, 0), (Encoding.E4M3, 0)), {"input_quant": InputQuant.E4M3}, cpu.ROWS_TOKENS_FP8),
+        (((Encoding.E4M3, 0), (Encoding.E4M3, 0)), {"input_quant": InputQuant.E4M3}, cpu.ROWS_TOKENS),
         (((Encoding.INT8, 0), (Encoding.INT8, 0)), {"input_quant": InputQuant.INT8}, cpu.ROWS_TOKENS_OTHERS),
     ],
     ids=str,
@@ -137,7 +137,7 @@ def test_few_tokens_per_expert_take_no_tiles(forms, changes, tokens):
 
     device = cpu_device(cpu_isa=CpuIsa.AMX_FP16)
     sizes = {"num_experts": 64, "top_k": 2, "w1_quant": quant(forms[0]), "w2_quant": quant(forms[1])} | changes
-    most = int(tokens * 32)
+    most = tokens * 32
     for num_tokens, kernel in ((1, "cpu_gate_up"), (most, "cpu_gate_up"), (most + 1, "cpu_gate_up_amx")):
         assert kernel == cpu.choose(moe_problem(num_tokens=num_tokens, **sizes), device).gate_up.KERNEL
 
@@ -206,16 +206,16 @@ NO_TILES = CpuIsa.AVX512_BF16
 @pytest.mark.parametrize(
     ("device", "dtype", "tokens", "changes", "expected"),
     [
-        (CpuIsa.AMX_BF16, DType.BF16, 6, {}, NO_TILES),
-        (CpuIsa.AMX_BF16, DType.BF16, 7, {}, CpuIsa.AMX_BF16),
+        (CpuIsa.AMX_BF16, DType.BF16, 8, {}, NO_TILES),
+        (CpuIsa.AMX_BF16, DType.BF16, 9, {}, CpuIsa.AMX_BF16),
         (CpuIsa.AMX_BF16, DType.FP16, 8, {}, NO_TILES),  # cutting numbers in two is for many tokens
         (CpuIsa.AMX_BF16, DType.FP16, 256, {}, CpuIsa.AMX_BF16),
         (CpuIsa.AMX_BF16, DType.FP16, 256, {"w2_layout": Layout.KN}, NO_TILES),
         (CpuIsa.AMX_BF16, DType.FP32, 256, {}, NO_TILES),
-        (CpuIsa.AMX_FP16, DType.BF16, 6, {}, NO_TILES),
-        (CpuIsa.AMX_FP16, DType.BF16, 7, {}, CpuIsa.AMX_BF16),
-        (CpuIsa.AMX_FP16, DType.FP16, 6, {}, NO_TILES),
-        (CpuIsa.AMX_FP16, DType.FP16, 7, {}, CpuIsa.AMX_FP16),
+        (CpuIsa.AMX_FP16, DType.BF16, 8, {}, NO_TILES),
+        (CpuIsa.AMX_FP16, DType.BF16, 9, {}, CpuIsa.AMX_BF16),
+        (CpuIsa.AMX_FP16, DType.FP16, 8, {}, NO_TILES),
+        (CpuIsa.AMX_FP16, DType.FP16, 9, {}, CpuIsa.AMX_FP16),
         (CpuIsa.AMX_FP16, DType.FP16, 1, {"w2_layout": Layout.KN}, CpuIsa.AMX_FP16),
         (CpuIsa.AMX_FP16, DType.FP32, 256, {}, NO_TILES),
     ],
