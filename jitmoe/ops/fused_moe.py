@@ -242,7 +242,7 @@ def fused_moe(
         queue: run on this queue (a ``dpctl.SyclQueue``, ``torch.xpu.Stream`` or the address of a ``sycl::queue``)
             instead of torch's current XPU stream, the queue of the USM memory, or the default CPU queue. The device
             must be able to reach the tensors. The caller waits for the queue, and keeps torch tensors alive until then
-            (jitmoe keeps USM memory).
+            (jitmoe keeps USM memory, that of the last call until the next one on the queue).
         top_k: makes this another op, ``fused_moe(tokens, expert_weights, routing_weights, top_k=8)``: tokens
             [B, S, H] (or [M, H]) times one matrix per expert, expert_weights [E, H, D], summed over the top_k largest
             of a token's routing_weights [B * S, E] (the lower index first among equal ones), which are the factors as
