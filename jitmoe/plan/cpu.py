@@ -165,15 +165,16 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
         **second_gemm,
         **common,
     )
-    in_one = few_pairs and not gate_up.x_prepared and not down.x_prepared
-    single = (CpuSingleSpec if is_plain else CpuQuantSingleSpec)(gate_up=gate_up, down=down)
+    single = None
+    if few_pairs and not gate_up.x_prepared and not down.x_prepared:
+        single = (CpuSingleSpec if is_plain else CpuQuantSingleSpec)(gate_up=gate_up, down=down)
     return CpuChoice(
         route=route,
         x_rows=_rows(problem, first_gemm, rows) if gate_up.x_prepared else None,
         y_rows=_inter_rows(problem, second_gemm, rows) if down.x_prepared else None,
         gate_up=gate_up,
         down=down,
-        single=single if in_one else None,
+        single=single,
         gate_up_rows=gate_up_rows,
         amx_items=0,
         block_tokens=0,
@@ -182,7 +183,7 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
             *decisions,
             f"gate_up: ranges of {gate_up_rows} of {problem.intermediate_size} rows for up to {groups} active experts",
             f"down: ranges of {down_columns} of {problem.hidden_size} columns"
-            + (", in the same launch" if in_one else ""),
+            + (", in the same launch" if single is not None else ""),
         ),
     )
 

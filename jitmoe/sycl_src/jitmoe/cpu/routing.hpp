@@ -59,17 +59,6 @@ template <class S> inline int64 inter_units(int64 intermediate_size) {
   return align_up(ceil_div(intermediate_size, S::k_per_unit), 16);
 }
 
-// Where ids come from, and how many.
-struct RoutingArgs {
-  const void* topk_ids;
-  const void* expert_map;
-  int32 num_tokens;
-  int32 top_k;
-  int32 num_experts;
-  int32 num_global_experts;
-  int64 topk_ids_row_stride;
-};
-
 // Calls use(t, j, e) for the pairs of tokens [begin, end) that have an expert e here.
 template <class Config, class Args, class Use>
 inline void for_each_pair(const Args& args, int64 begin, int64 end, const Use& use) {
@@ -87,7 +76,7 @@ struct FewPairs {
 };
 
 // Sorts at most kFewPairs pairs by insertion, which keeps the order within an expert.
-template <class Config> inline Routing route_few(const RoutingArgs& args, FewPairs& s) {
+template <class Config, class Args> inline Routing route_few(const Args& args, FewPairs& s) {
   int32 num_pairs = 0;
 #pragma clang loop unroll(disable)
   for (int32 t = 0; t < args.num_tokens; ++t)
@@ -116,13 +105,12 @@ template <class Config> inline Routing route_few(const RoutingArgs& args, FewPai
   return {s.pairs, s.groups, num_groups};
 }
 
-// The groups, by whichever way Config::few_pairs says.
-template <class Config>
-inline Routing find_routing(const RoutingArgs& args, const void* sorted_pairs, const void* table, FewPairs& s) {
+// The groups, by whichever way Config::few_pairs says. `args` are a kernel's, as route_few and route_serial name them.
+template <class Config, class Args> inline Routing find_routing(const Args& args, FewPairs& s) {
   (void)Config::ids_dtype, (void)Config::has_expert_map;  // only read with few pairs
   if constexpr (Config::few_pairs) return route_few<Config>(args, s);
-  const auto* groups = static_cast<const Group*>(table);
-  return {static_cast<const int32*>(sorted_pairs), groups + 1, groups[0].expert};
+  const auto* groups = static_cast<const Group*>(args.groups);
+  return {static_cast<const int32*>(args.sorted_pairs), groups + 1, groups[0].expert};
 }
 
 }  // namespace jitmoe::cpu

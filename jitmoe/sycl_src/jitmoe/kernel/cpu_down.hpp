@@ -258,10 +258,7 @@ template <class Config> inline void cpu_down(const CpuDownArgs& args) {
     FewPairs few;
   };
   auto* const local = (Local*)scratch<sizeof(Local)>();
-  const Routing routing = find_routing<Config>(
-      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
-       args.topk_ids_row_stride},
-      args.sorted_pairs, args.groups, local->few);
+  const Routing routing = find_routing<Config>(args, local->few);
   const int32 range = int32(nd_item<1>().get_group(0));
   down_range<Config>(args, routing, range, range + 1, [](int32) {}, &local->scratch);
 }

@@ -147,10 +147,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   const int32 left = args.hidden_size - h0;
   const int32 columns = left < args.h_block ? left : args.h_block;
   const int64 inner = args.intermediate_size / (Config::x_dtype == DType::int8 ? 2 : 1);  // elements, see amx_form.hpp
-  const Routing routing = find_routing<Config>(
-      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
-       args.topk_ids_row_stride},
-      args.sorted_pairs, args.groups, s->few);
+  const Routing routing = find_routing<Config>(args, s->few);
 
   // Tensors.
   const int64 inter_units = token_tile_dwords<W>(inner) / amx::kTokens;

@@ -363,10 +363,7 @@ template <class Config> inline void cpu_gate_up(const CpuGateUpArgs& args) {
   };
   auto* const local = (Local*)scratch<sizeof(Local)>();
   const int32 item = int32(nd_item<1>().get_group(0));
-  const Routing routing = find_routing<Config>(
-      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
-       args.topk_ids_row_stride},
-      args.sorted_pairs, args.groups, local->few);
+  const Routing routing = find_routing<Config>(args, local->few);
   if (item < routing.num_groups * args.num_ranges) gate_up_item<Config>(args, routing, item, item + 1, &local->scratch);
 }
 

@@ -164,10 +164,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
 
   // Indices.
   const int32 item = int32(nd_item<1>().get_group(0));
-  const Routing routing = find_routing<Config>(
-      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
-       args.topk_ids_row_stride},
-      args.sorted_pairs, args.groups, s->few);
+  const Routing routing = find_routing<Config>(args, s->few);
   const int64 hidden = args.hidden_size / (Config::x_dtype == DType::int8 ? 2 : 1);  // elements, see amx_form.hpp
   const int64 inner = args.intermediate_size;
   constexpr int step_rows = H::gated ? amx::kRows : 2 * amx::kRows;  // of the intermediate

@@ -52,10 +52,7 @@ template <class Config> inline void cpu_pack(const CpuPackArgs& args) {
   // Indices.
   const int32 item = int32(nd_item<1>().get_group(0));
   const int32 group_idx = item / args.num_ranges;
-  const Routing routing = find_routing<Config>(
-      {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
-       args.topk_ids_row_stride},
-      args.sorted_pairs, args.groups, *few);
+  const Routing routing = find_routing<Config>(args, *few);
   if (group_idx >= routing.num_groups) return;
   const Group group = routing.groups[group_idx];
   const int64 inner = args.intermediate_size;

@@ -160,10 +160,7 @@ template <class Config> inline void cpu_rows(const CpuRowsArgs& args) {
   if constexpr (!Config::by_slot) {
     for (int64 t = item; t < args.num_tokens; t += args.num_items) prepare(t, t, 0);
   } else {
-    const Routing routing = find_routing<Config>(
-        {args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts, args.num_global_experts,
-         args.topk_ids_row_stride},
-        args.sorted_pairs, args.groups, s->few);
+    const Routing routing = find_routing<Config>(args, s->few);
     int32 next = item;  // counted over all groups
     for (int32 g = 0, before = 0; g < routing.num_groups; ++g) {
       const Group group = routing.groups[g];

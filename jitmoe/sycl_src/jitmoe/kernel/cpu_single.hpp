@@ -157,9 +157,7 @@ template <class Config> inline void cpu_single(const CpuSingleArgs& args) {
     FewPairs few;
   };
   auto* const local = (Local*)scratch<sizeof(Local)>();
-  const Routing routing = route_few<GateUp>({args.topk_ids, args.expert_map, args.num_tokens, args.top_k, args.num_experts,
-                                             args.num_global_experts, args.topk_ids_row_stride},
-                                            local->few);
+  const Routing routing = route_few<GateUp>(args, local->few);
   const CpuGateUpArgs gate_up_args = args.gate_up();
   const CpuDownArgs down_args = args.down();
   const int32 gate_up_items = routing.num_groups * args.num_ranges;
