@@ -59,6 +59,10 @@ SPLIT_MIN_TOKENS = 6
 # Tokens per expert up to which rows are multiplied while they are read, where there are tiles: plain numbers and FP8 in
 # chunks, codes of integers in chunks, other codes. docs/cpu-kernels.md has the measurements.
 ROWS_TOKENS, ROWS_TOKENS_INTEGERS, ROWS_TOKENS_OTHERS = 2, 3, 1
+# Elements of K that share a scale at most where tiles multiply int8 with 16-bit fixed-point inputs: 512 products fit an
+# int32.
+FIXED_BLOCK_K = 512
+FIXED_STEP = 64  # int8 of K that a tile row holds
 MAX_QUAD_BLOCK_K = 512  # 128 quads: sums of int8 products are corrected chunk by chunk
 CHUNK_K = 128  # kChunkK in cpu/chunk_rows.hpp
 CHUNK_PARTS = (32, 64)  # blocks that are shorter than a chunk
@@ -113,19 +117,20 @@ def choose(problem: MoEProblem, device: Device) -> CpuChoice:
         down_items = nk_down_items if problem.w2_layout is Layout.NK else kn_items
         gate_up_items = min(gate_up_items, _most_amx_items(problem, problem.w1_quant, problem.w1_rows, cores))
         down_items = min(down_items, _most_amx_items(problem, problem.w2_quant, problem.intermediate_size, cores))
-        first_gemm = _tiles_gemm(problem, isa, problem.w1_quant, problem.hidden_size) | _prepared(problem)
+        first_gemm = _tiles_gemm(problem, isa, problem.w1_quant, problem.hidden_size) | _prepared(problem, tiles=True)
         second_gemm = _tiles_gemm(problem, isa, problem.w2_quant, problem.intermediate_size)
         rows = common | {"isa": CpuIsa.AVX512_BF16}
-        block_tokens = _amx_block_tokens(problem, _tile_element_bytes(first_gemm["isa"], first_gemm["x_dtype"]))
+        gate_up_spec = (CpuGateUpAmxSpec if problem.w1_quant is None else CpuQuantGateUpAmxSpec)(
+            **first_gemm, w1_layout=problem.w1_layout, **first, **common
+        )
+        block_tokens = _amx_block_tokens(problem, gate_up_spec)
         down_columns = _amx_down_columns(problem, down_items)
         return CpuChoice(
             route=route,
             # cpu_rows looks at block_k for int8 in quads alone: one binary for all blocks.
-            x_rows=_rows(problem, first_gemm | {"block_k": 0}, rows) if first_gemm["x_prepared"] else None,
-            y_rows=None if problem.input_quant is None else _inter_tiles(problem, second_gemm),
-            gate_up=(CpuGateUpAmxSpec if problem.w1_quant is None else CpuQuantGateUpAmxSpec)(
-                **first_gemm, w1_layout=problem.w1_layout, **first, **common
-            ),
+            x_rows=_rows(problem, first_gemm | {"block_k": 0}, rows) if gate_up_spec.x_prepared else None,
+            y_rows=_inter_tiles(problem, second_gemm) if second_gemm["x_prepared"] else None,
+            gate_up=gate_up_spec,
             down=(CpuDownAmxSpec if problem.w2_quant is None else CpuQuantDownAmxSpec)(
                 **second_gemm, w2_layout=problem.w2_layout, **second, **common
             ),
@@ -195,6 +200,8 @@ def _takes_tiles(problem: MoEProblem, isa: CpuIsa) -> bool:
         has_many = problem.num_pairs > max(_most_row_pairs(problem), FEW_PAIRS)
         fits = len(forms) == 2 and all(_sum_block_k(problem, form) % AMX_STEP == 0 for form in forms)
         return problem.dtype is not DType.FP32 and has_many and fits
+    if _takes_fixed_point(problem):
+        return problem.num_pairs > max(_most_row_pairs(problem), FEW_PAIRS)
     if problem.dtype is DType.FP16 and isa is CpuIsa.AMX_BF16:  # staging weights is too much work for few tokens
         has_many = problem.num_pairs > FEW_PAIRS and problem.num_pairs >= SPLIT_MIN_TOKENS * max_groups(problem)
         return not forms and {problem.w1_layout, problem.w2_layout} == {Layout.NK} and has_many
@@ -204,6 +211,24 @@ def _takes_tiles(problem: MoEProblem, isa: CpuIsa) -> bool:
     if rows_are_dense and problem.num_pairs <= max(_most_row_pairs(problem), FEW_PAIRS if forms else 0):
         return False
     return all(form.block_k % AMX_STEP == 0 for form in forms)
+
+
+def _takes_fixed_point(problem: MoEProblem) -> bool:
+    """Whether tiles multiply int8 where they are; inputs become 16-bit fixed-point numbers, in two bytes each."""
+
+    def fits(quant: WeightQuant | None, k: int) -> bool:
+        if quant is None:
+            return False
+        form = quant.format
+        return form.encoding is Encoding.INT8 and form.block_k % FIXED_STEP == 0 and k % 2 == 0
+
+    both_fit = fits(problem.w1_quant, problem.hidden_size) and fits(problem.w2_quant, problem.intermediate_size)
+    return both_fit and problem.input_quant is None and problem.dtype is not DType.FP32
+
+
+def _fixed_block_k(form: WeightFormat) -> int:
+    """Returns how many elements of K share a scale of 16-bit fixed-point inputs."""
+    return form.block_k if 0 < form.block_k <= FIXED_BLOCK_K else math.gcd(form.block_k, FIXED_BLOCK_K)
 
 
 def _most_row_pairs(problem: MoEProblem) -> int:
@@ -233,23 +258,26 @@ def _sum_block_k(problem: MoEProblem, form: WeightFormat) -> int:
 
 def _tiles_gemm(problem: MoEProblem, isa: CpuIsa, quant: WeightQuant | None, k: int) -> dict[str, Any]:
     form = _NO_FORMAT if quant is None else quant.format
-    x_dtype = problem.dtype
+    x_dtype, block_k, input_block_k = problem.dtype, _sum_block_k(problem, form), problem.input_block_k
     if problem.input_quant is not None:  # every quantized input is exact in bf16
         both_int8 = problem.input_quant is InputQuant.INT8 and form.encoding is Encoding.INT8
-        x_dtype = DType.INT8 if both_int8 and k % 2 == 0 and not _sum_block_k(problem, form) else DType.BF16
+        x_dtype = DType.INT8 if both_int8 and k % 2 == 0 and not block_k else DType.BF16
+    elif _takes_fixed_point(problem):
+        x_dtype, block_k, input_block_k = DType.INT16, _fixed_block_k(form), _fixed_block_k(form)
+    is_rounded = problem.input_quant is not None or x_dtype is DType.INT16
     return {
         "isa": isa if x_dtype is DType.FP16 else CpuIsa.AMX_BF16,
         "dtype": problem.dtype,
         "x_dtype": x_dtype,
-        "x_prepared": problem.input_quant is not None,
-        "x_scaled": problem.input_quant is not None,
+        "x_prepared": is_rounded,
+        "x_scaled": is_rounded,
         "quantized": quant is not None,
         "encoding": form.encoding,
         "scale_dtype": form.scale_dtype,
         "has_zero_point": form.has_zero_point,
-        "block_k": _sum_block_k(problem, form),
+        "block_k": block_k,
         "scale_block_k": form.block_k,
-        "input_block_k": problem.input_block_k,
+        "input_block_k": input_block_k,
         "chunk_rows": False,
     }
 
@@ -308,19 +336,19 @@ def _quad_block_k(block_k: int) -> int:
 def _first_gemm(problem: MoEProblem, isa: CpuIsa) -> dict[str, Any]:
     return {
         **_gemm(problem, isa, problem.w1_quant, problem.dtype),
-        **_prepared(problem),
+        **_prepared(problem, tiles=False),
         "inter_dtype": DType.FP32 if problem.input_quant is not None else problem.dtype,
     }
 
 
-def _prepared(problem: MoEProblem) -> dict[str, bool]:
+def _prepared(problem: MoEProblem, *, tiles: bool) -> dict[str, bool]:
     """Returns what becomes of the first GEMM's inputs, and of its outputs as the second one's inputs."""
     has_order = problem.w1_quant is not None and problem.w1_quant.format.has_k_order
-    is_quantized = problem.input_quant is not None
+    is_rounded = problem.input_quant is not None or (tiles and _takes_fixed_point(problem))
     return {
-        "x_prepared": is_quantized or has_order,
-        "x_by_slot": has_order or (is_quantized and problem.a1_scale_stride == 1),
-        "inter_is_fp32": is_quantized,
+        "x_prepared": is_rounded or has_order,
+        "x_by_slot": has_order or problem.a1_scale_stride == 1,
+        "inter_is_fp32": is_rounded,
     }
 
 
@@ -357,7 +385,7 @@ def _inter_rows(problem: MoEProblem, gemm: dict[str, Any], common: dict[str, Any
 
 def _inter_tiles(problem: MoEProblem, gemm: dict[str, Any]) -> CpuTilesSpec:
     return CpuTilesSpec(
-        kind=problem.input_quant or InputQuant.INT8,
+        kind=_kind(problem, gemm),
         to_dtype=gemm["x_dtype"],
         is_given=problem.a2_scale_stride is not None,
         input_block_k=gemm["input_block_k"],
@@ -369,11 +397,18 @@ def _rounding(problem: MoEProblem, gemm: dict[str, Any], given_stride: int | Non
     return {
         "to_dtype": gemm["x_dtype"],
         "is_quantized": gemm["x_scaled"],
-        "kind": problem.input_quant or InputQuant.INT8,
+        "kind": _kind(problem, gemm),
         "is_given": given_stride is not None,
         "input_block_k": gemm["input_block_k"],
         "block_k": gemm["block_k"],
     }
+
+
+def _kind(problem: MoEProblem, gemm: dict[str, Any]) -> DType:
+    """Returns the numbers that inputs are rounded to; int8 where they are not."""
+    if problem.input_quant is not None:
+        return DType(problem.input_quant.value)
+    return DType.INT16 if gemm["x_dtype"] is DType.INT16 else DType.INT8
 
 
 def _quant_scalars(w: str, quant: WeightQuant | None) -> dict[str, int]:
@@ -416,18 +451,13 @@ def _second_epilogue(problem: MoEProblem) -> dict[str, Any]:
     }
 
 
-def _tile_element_bytes(isa: CpuIsa, x_dtype: DType) -> int:
-    """Returns the bytes of a number in token tiles, where two bf16 may stand for an fp16."""
-    is_split = x_dtype is DType.FP16 and isa is CpuIsa.AMX_BF16
-    return 2 * x_dtype.num_bytes if is_split else x_dtype.num_bytes
-
-
-def _panel_row_bytes(problem: MoEProblem, element: int) -> int:
-    """Returns the bytes of a token in tiles of numbers of ``element`` bytes, and of its scales."""
-    row = align_up(element * problem.hidden_size, element * AMX_STEP if element > 1 else 2 * AMX_STEP)
-    if problem.w1_quant is None or problem.input_quant is None:
-        return row
-    return row + _tile_scale_bytes(problem.hidden_size, _sum_block_k(problem, problem.w1_quant.format))
+def _panel_row_bytes(problem: MoEProblem, gate_up: CpuGateUpAmxSpec) -> int:
+    """Returns the bytes of a token in tiles, and of its scales."""
+    is_split = gate_up.x_dtype is DType.FP16 and gate_up.isa is CpuIsa.AMX_BF16  # two bf16 stand for an fp16
+    element = 4 if is_split else gate_up.x_dtype.num_bytes
+    step = FIXED_STEP if gate_up.x_dtype in (DType.INT8, DType.INT16) else AMX_STEP
+    row = element * align_up(problem.hidden_size, step)
+    return row + (_tile_scale_bytes(problem.hidden_size, gate_up.block_k) if gate_up.x_scaled else 0)
 
 
 def _tile_scale_bytes(k: int, block_k: int) -> int:
@@ -435,9 +465,9 @@ def _tile_scale_bytes(k: int, block_k: int) -> int:
     return 4 * -(-k // block_k) if block_k else 0
 
 
-def _amx_block_tokens(problem: MoEProblem, element: int) -> int:
+def _amx_block_tokens(problem: MoEProblem, gate_up: CpuGateUpAmxSpec) -> int:
     """Returns how many tokens of an expert fit the panel: a multiple of two tiles, no more than there are tokens."""
-    fitting = PANEL_BYTES // _panel_row_bytes(problem, element) // AMX_ROWS * AMX_ROWS
+    fitting = PANEL_BYTES // _panel_row_bytes(problem, gate_up) // AMX_ROWS * AMX_ROWS
     most = min(AMX_MAX_TILES * AMX_TILE, align_up(problem.num_tokens, AMX_TILE))
     return max(AMX_TILE, min(fitting, most))
 
@@ -520,9 +550,8 @@ def launches(problem: MoEProblem, device: Device, choice: CpuChoice) -> Plan:
         "given_stride": problem.a2_scale_stride or 0,
     }
     panels = 0
-    if choice.block_tokens:
-        element = _tile_element_bytes(choice.gate_up.isa, choice.gate_up.x_dtype)
-        panels = gate_up_items * choice.block_tokens * _panel_row_bytes(problem, element)
+    if isinstance(choice.gate_up, CpuGateUpAmxSpec):
+        panels = gate_up_items * choice.block_tokens * _panel_row_bytes(problem, choice.gate_up)
     steps: list[tuple[KernelSpec | None, int, dict[str, int]]] = [
         (choice.route, 1, {}),
         (choice.x_rows, x_items, x_scalars),
@@ -575,8 +604,8 @@ def check_problem(problem: MoEProblem, choice: CpuChoice) -> MoEProblem:
     """Returns a problem with full, partial and tiny blocks, and tails in every dimension."""
     quants = [quant for quant in (problem.w1_quant, problem.w2_quant) if quant is not None]
     gemms = (choice.gate_up, choice.down)
-    has_int8_tiles = choice.amx_items > 0 and any(gemm.x_dtype is DType.INT8 for gemm in gemms)  # in pairs
-    even = 1 if has_int8_tiles or any(quant.format.bits == 4 for quant in quants) else 0  # two codes share a byte
+    has_pairs = choice.amx_items > 0 and any(gemm.x_dtype in (DType.INT8, DType.INT16) for gemm in gemms)
+    even = 1 if has_pairs or any(quant.format.bits == 4 for quant in quants) else 0  # two codes share a byte
     first_block, second_block = (gemm.block_k if choice.amx_items and gemm.x_scaled else 0 for gemm in gemms)
     return problem.resized(
         num_tokens=29 if choice.route is None else 89,

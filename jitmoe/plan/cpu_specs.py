@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jitmoe.device import CpuIsa
-from jitmoe.problems.formats import Encoding, InputQuant
+from jitmoe.problems.formats import Encoding
 from jitmoe.problems.fused_moe import Activation, DType, GateUp, Layout
 from jitmoe.spec import Argument, KernelSpec, arguments
 
@@ -49,7 +49,7 @@ class CpuRowsSpec(KernelSpec):
     from_dtype: DType
     to_dtype: DType
     is_quantized: bool
-    kind: InputQuant  # looked at if is_quantized, like the next three
+    kind: DType  # numbers that inputs are rounded to; looked at if is_quantized, like the next three
     is_given: bool  # the scales; else from absmax
     input_block_k: int
     block_k: int
@@ -81,7 +81,7 @@ class CpuTilesSpec(KernelSpec):
         "in inter, in a2_scale, in groups, out y_rows, out y_scale, int32 size, int32 num_items, int64 given_stride"
     )
 
-    kind: InputQuant
+    kind: DType  # numbers that inputs are rounded to
     to_dtype: DType
     is_given: bool  # the scales; else from absmax
     input_block_k: int
@@ -210,7 +210,7 @@ class CpuGateUpAmxSpec(CpuFirstGemmSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuQuantGateUpAmxSpec(CpuGateUpAmxSpec):
-    """The same with quantized weights; prepared rows are bf16 or int8."""
+    """The same with quantized weights; prepared rows are bf16, int8 or int16."""
 
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = (
         CpuGateUpAmxSpec.ARGUMENTS + _scale_arguments("w1") + _row_arguments("x")
@@ -247,7 +247,7 @@ class CpuPackSpec(KernelSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuQuantDownAmxSpec(CpuDownAmxSpec):
-    """The same with quantized weights; prepared tiles are bf16 or int8."""
+    """The same with quantized weights; prepared tiles are bf16, int8 or int16."""
 
     ARGUMENTS: ClassVar[tuple[Argument, ...]] = CpuDownAmxSpec.ARGUMENTS + _scale_arguments("w2") + _row_arguments("y")
 

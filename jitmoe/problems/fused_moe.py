@@ -25,6 +25,7 @@ class DType(str, Enum):
     FP64 = "fp64"
     INT32 = "int32"
     INT64 = "int64"
+    INT16 = "int16"
     INT8 = "int8"
     UINT8 = "uint8"
     E4M3 = "e4m3"  # OCP FP8; torch.float8_e4m3fn
@@ -47,6 +48,7 @@ _NUM_BYTES = {
     DType.FP64: 8,
     DType.INT32: 4,
     DType.INT64: 8,
+    DType.INT16: 2,
 } | dict.fromkeys((DType.INT8, DType.UINT8, DType.E4M3, DType.E5M2, DType.E8M0), 1)
 
 _TORCH_NAMES = {
@@ -56,6 +58,7 @@ _TORCH_NAMES = {
     DType.FP64: "float64",
     DType.INT32: "int32",
     DType.INT64: "int64",
+    DType.INT16: "int16",
     DType.INT8: "int8",
     DType.UINT8: "uint8",
     DType.E4M3: "float8_e4m3fn",

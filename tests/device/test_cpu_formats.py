@@ -126,8 +126,7 @@ def test_formats_that_fit_fp16(pair):
 @pytest.mark.parametrize(
     "weights",
     [
-        form(Encoding.INT8, 1, WHOLE),
-        form(Encoding.INT8, 1, 64, DType.FP16),
+        form(Encoding.INT8, 1, 32, DType.FP16),
         form(Encoding.E4M3, 1, WHOLE),
         form(Encoding.E5M2, 1, WHOLE),
         form(Encoding.INT4, 1, 32, DType.FP16),
@@ -170,7 +169,7 @@ def test_tiles_multiply_the_nearest_fp16_of_code_times_scale(weights):
 @pytest.mark.parametrize(
     "weights",
     [
-        form(Encoding.INT8, 1, 64),
+        form(Encoding.INT8, 1, 32),
         form(Encoding.E4M3, 128, 128),
         form(Encoding.E4M3, 1, 32, DType.E8M0),
         form(Encoding.E5M2, 1, 64, DType.BF16),
@@ -209,6 +208,78 @@ def test_tiles_multiply_the_nearest_bf16_of_code_times_scale(weights):
     assert torch.equal(jitmoe.fused_moe(x, w1, w2, topk_weights, ids), expected)
 
 
+def normal_weights(experts, rows, k, weights, generator):
+    return quantize_weights(torch.randn(experts, rows, k, generator=generator) * k**-0.5, weights)
+
+
+def int8_layer(tokens, hidden, inner, experts, block_k, generator):
+    """Arguments with int8 weights, few or many tokens per expert, some experts with none."""
+    weights = form(Encoding.INT8, 1, block_k)
+    w1 = normal_weights(experts, 2 * inner, hidden, weights, generator)
+    w2 = normal_weights(experts, hidden, inner, weights, generator)
+    ids = torch.rand(tokens, experts, generator=generator).argsort(dim=1)[:, :2] % (experts - 1)
+    return torch.randn(tokens, hidden, generator=generator), w1, w2, torch.rand(tokens, 2, generator=generator), ids
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "inner", "experts", "block_k"),
+    [
+        (90, 210, 166, 3, WHOLE),
+        (150, 4096 + 200, 80, 4, WHOLE),  # more K than is asked for together
+        (700, 136, 1100, 3, 192),  # more tokens of an expert than are multiplied together
+        (90, 1030, 300, 9, 64),
+        (90, 1030, 300, 9, 1024),
+    ],
+)
+def test_int8_on_tiles(tokens, hidden, inner, experts, block_k, dtype):
+    """One channel is so large that the others of its block have few bits."""
+    generator = torch.Generator().manual_seed(hidden)
+    x, *others = int8_layer(tokens, hidden, inner, experts, block_k, generator)
+    x[:, 77] *= 500.0
+    arguments = (x.to(dtype), *others)
+    if CpuIsa.AMX_BF16 in instruction_sets.available():
+        assert jitmoe.explain(jitmoe.fused_moe, *arguments).count("x_dtype=int16") == 2
+    assert torch.equal(check(arguments), jitmoe.fused_moe(*arguments))
+
+
+def test_int8_on_tiles_with_everything_around():
+    generator = torch.Generator().manual_seed(1)
+    x, w1, w2, topk_weights, ids = int8_layer(MANY, HIDDEN, INNER, EXPERTS, WHOLE, generator)
+    arguments = (x.to(torch.bfloat16), w1, w2, topk_weights, ids)
+    biases = {
+        "w1_bias": torch.randn(EXPERTS, 2 * INNER, generator=generator).to(torch.bfloat16),
+        "w2_bias": torch.randn(EXPERTS, HIDDEN, generator=generator).to(torch.bfloat16),
+    }
+    check(arguments, interleaved=True, apply_router_weight_on_input=True, **biases)
+    order = torch.stack([torch.randperm(HIDDEN, generator=generator) for _ in range(EXPERTS)]).to(torch.int32)
+    ordered = QuantizedTensor(w1.data, w1.scale, dataclasses.replace(w1.format, has_k_order=True), k_order=order)
+    expert_map = torch.tensor([-1, 2, -1, 0, 1, -1], dtype=torch.int32)
+    ids = torch.randint(0, 2 * EXPERTS, ids.shape, generator=generator)
+    check((arguments[0], ordered, w2, topk_weights, ids), expert_map=expert_map, activation="gelu")
+
+
+def test_int8_on_tiles_is_exact_where_16_bits_are_enough():
+    """Integers, and scales that are powers of two: whatever the order, there is one result."""
+    generator = torch.Generator().manual_seed(7)
+    whole = form(Encoding.INT8, 1, WHOLE)
+
+    def matrix(rows, k):
+        codes = torch.randint(-128, 128, (EXPERTS, rows, k), generator=generator).to(torch.int8)
+        powers = torch.randint(-1, 2, (EXPERTS, rows, 1), generator=generator)
+        return QuantizedTensor(codes, 2.0**powers, whole)
+
+    w1, w2 = matrix(INNER, HIDDEN), matrix(HIDDEN, INNER)
+    w1.data.clamp_(-2, 2)
+    x = torch.zeros(MANY, HIDDEN)
+    x.scatter_(1, torch.randint(0, HIDDEN, (MANY, 4), generator=generator), 1.0)  # sums: at most 8
+    ids = torch.randint(0, EXPERTS, (MANY, TOP_K), generator=generator)
+    arguments = (x.to(torch.bfloat16), w1, w2, torch.ones(MANY, TOP_K), ids)
+    expected = reference.fused_moe(*arguments, compute_dtype=torch.float64, activation="relu2")
+    assert expected.any()
+    assert torch.equal(jitmoe.fused_moe(*arguments, activation="relu2"), expected.to(torch.bfloat16))
+
+
 QUANTIZED_INPUTS = {
     "int8": ("int8", form(Encoding.INT8, 1, WHOLE)),
     "e4m3 in blocks": ("e4m3", form(Encoding.E4M3, 128, 128)),
@@ -242,10 +313,6 @@ def test_quantized_inputs_of_fp16(kind):
 def test_quantized_inputs_meet_two_formats(block_k):
     formats = form(Encoding.E5M2, 1, block_k, DType.FP16), form(Encoding.E4M3, WHOLE, block_k)
     check(tensors(MANY, formats), input_quant="e4m3")
-
-
-def normal_weights(experts, rows, k, weights, generator):
-    return quantize_weights(torch.randn(experts, rows, k, generator=generator) * k**-0.5, weights)
 
 
 # Blocks that parts of K which are converted together (512) do not divide, one that is longer, and one that is all of K.
@@ -469,15 +536,17 @@ def test_long_rows_with_outliers(weights):
         check((x.to(dtype), w1, w2, torch.rand(5, 2, generator=generator), ids))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_inputs_that_are_not_finite_stay_in_their_row(bad):
-    weights = form(Encoding.INT4, 1, 32)
-    arguments = tensors(FEW, (weights, weights))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("weights", "tokens"), [(form(Encoding.INT4, 1, 32), FEW), (form(Encoding.INT8, 1, WHOLE), MANY)], ids=str
+)
+def test_inputs_that_are_not_finite_stay_in_their_row(weights, tokens, bad):
+    arguments = tensors(tokens, (weights, weights))
     clean = jitmoe.fused_moe(*arguments)
     arguments[0][1, 5] = bad
     arguments[0][2] = 0.0
     result = jitmoe.fused_moe(*arguments)
     assert not result[1].isfinite().any()
     assert not result[2].any()
-    others = [0, *range(3, FEW)]
+    others = [0, *range(3, tokens)]
     assert torch.equal(result[others], clean[others])

@@ -232,7 +232,8 @@ def test_what_tiles_multiply(device, dtype, tokens, changes, expected):
 @pytest.mark.parametrize(
     ("encoding", "block_k", "scale_dtype", "expected"),
     [
-        (Encoding.INT8, 0, DType.FP32, True),
+        (Encoding.INT8, 32, DType.FP16, True),
+        (Encoding.INT8, 32, DType.BF16, False),
         (Encoding.E4M3, 0, DType.BF16, True),
         (Encoding.E5M2, 0, DType.FP32, True),
         (Encoding.INT4, 128, DType.FP16, True),
@@ -251,6 +252,32 @@ def test_which_codes_become_fp16(encoding, block_k, scale_dtype, expected):
         choice = cpu.choose(problem, cpu_device(cpu_isa=isa))
         assert (choice.amx_items > 0) is (expected and isa is CpuIsa.AMX_FP16)
         assert not choice.amx_items or choice.gate_up.isa is choice.down.isa is CpuIsa.AMX_FP16
+
+
+@pytest.mark.parametrize(
+    ("block_k", "changes", "expected"),
+    [
+        (0, {}, (512, 512)),
+        (64, {"dtype": DType.FP16}, (64, 64)),
+        (1024, {}, (512, 512)),
+        (768, {}, (256, 256)),
+        (32, {}, None),  # a tile row belongs to one block
+        (0, {"hidden_size": 2047}, None),  # int8 are read two by two
+        (0, {"intermediate_size": 767}, None),
+        (0, {"num_tokens": 12}, None),  # 3 per expert: rows are as fast
+    ],
+    ids=str,
+)
+def test_int8_meets_fixed_point_inputs_on_tiles(block_k, changes, expected):
+    problem = quantized(Encoding.INT8, block_k, **({"num_tokens": 64, "num_experts": 8, "top_k": 2} | changes))
+    device = cpu_device(cpu_isa=CpuIsa.AMX_BF16)
+    choice = cpu.choose(problem, device)
+    gemms = (choice.gate_up, choice.down)
+    assert {gemm.x_dtype is DType.INT16 for gemm in gemms} == {expected is not None}
+    if expected is not None:
+        assert tuple(gemm.input_block_k for gemm in gemms) == tuple(gemm.block_k for gemm in gemms) == expected
+        kernels = [launch.spec.KERNEL for launch in cpu.launches(problem, device, choice).launches]
+        assert kernels == ["route_serial", "cpu_rows", "cpu_gate_up_amx", "cpu_tiles", "cpu_down_amx"]
 
 
 def test_fp16_takes_the_room_that_it_is_multiplied_as():

@@ -17,7 +17,7 @@ using uint32 = unsigned int;
 using int64 = long long;
 using uint64 = unsigned long long;
 
-enum class DType { bf16, fp16, fp32, fp64, int32, int64, int8, uint8, e4m3, e5m2, e8m0 };
+enum class DType { bf16, fp16, fp32, fp64, int32, int64, int16, int8, uint8, e4m3, e5m2, e8m0 };
 enum class Layout { nk, kn };
 enum class Activation { silu, gelu, gelu_tanh, swiglu_oai, relu2 };
 enum class GateUp { concatenated, interleaved, separate, ungated };
@@ -30,7 +30,8 @@ enum class CpuIsa { generic, avx2, avx512, avx512_bf16, amx_bf16, amx_fp16 };
 constexpr int num_bytes(DType dtype) {
   switch (dtype) {
     case DType::bf16:
-    case DType::fp16: return 2;
+    case DType::fp16:
+    case DType::int16: return 2;
     case DType::fp32:
     case DType::int32: return 4;
     case DType::int8:
@@ -50,6 +51,7 @@ template <> struct Element<DType::fp32> { using type = float; };
 template <> struct Element<DType::fp64> { using type = double; };
 template <> struct Element<DType::int32> { using type = int32; };
 template <> struct Element<DType::int64> { using type = int64; };
+template <> struct Element<DType::int16> { using type = int16; };
 template <> struct Element<DType::int8> { using type = int8; };
 template <> struct Element<DType::e8m0> { using type = uint8; };
 template <DType dtype> using element_t = typename Element<dtype>::type;

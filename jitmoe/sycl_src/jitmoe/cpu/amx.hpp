@@ -10,6 +10,8 @@
 //   Dot::bf16   tdpbf16ps   32 k, fp32 sums; subnormal numbers count as zero
 //   Dot::fp16   tdpfp16ps   32 k, fp32 sums; subnormal numbers count as what they are
 //   Dot::int8   tdpbssd     64 k, both signed, int32 sums, exact
+//   Dot::int16  tdpbssd     64 k, int8 times 16-bit numbers, exact: their high bytes are one token tile, their low bytes
+//               and tdpbsud another, and so are the sums: 256 tmm(3 w) + tmm(3 w + 1)
 //
 // So int8 are handled like bf16 of half as many k, two in the place of one. The compiler uses no tile registers, so they
 // keep their values from one statement to the next. Linux lets a process use them only after it has asked
@@ -91,9 +93,9 @@ template <int num_x> inline void store_sums(float* sums) {
 }
 
 // How tiles are multiplied: the instruction.
-enum class Dot { bf16, fp16, int8 };
+enum class Dot { bf16, fp16, int8, int16 };
 
-// Two weight tiles times num_x token tiles; `dot` is the instruction's name. Loads come just before they are needed, and
+// Two weight tiles times num_x token tiles; `dot`, or `first` and `second` of the token tiles, is the instruction's name. Loads come just before they are needed, and
 // the token tile that comes last with the first weights is the first with the second.
 #define JITMOE_TILES_1(dot)                            \
   "tileloadd (%2,%4,1), %%tmm7\n\t"                    \
@@ -101,15 +103,15 @@ enum class Dot { bf16, fp16, int8 };
   dot " %%tmm7, %%tmm6, %%tmm0\n\t"                    \
   "tileloadd (%1,%3,1), %%tmm6\n\t"                    \
   dot " %%tmm7, %%tmm6, %%tmm3"
-#define JITMOE_TILES_2(dot)                            \
+#define JITMOE_TILES_2(first, second)                  \
   "tileloadd (%2,%5,1), %%tmm5\n\t"                    \
   "tileloadd (%0,%4,1), %%tmm6\n\t"                    \
-  dot " %%tmm5, %%tmm6, %%tmm0\n\t"                    \
+  first " %%tmm5, %%tmm6, %%tmm0\n\t"                  \
   "tileloadd (%3,%5,1), %%tmm7\n\t"                    \
-  dot " %%tmm7, %%tmm6, %%tmm1\n\t"                    \
+  second " %%tmm7, %%tmm6, %%tmm1\n\t"                 \
   "tileloadd (%1,%4,1), %%tmm2\n\t"                    \
-  dot " %%tmm5, %%tmm2, %%tmm3\n\t"                    \
-  dot " %%tmm7, %%tmm2, %%tmm4"
+  first " %%tmm5, %%tmm2, %%tmm3\n\t"                  \
+  second " %%tmm7, %%tmm2, %%tmm4"
 #define JITMOE_TILES_3(dot)                            \
   "tileloadd (%0,%5,1), %%tmm6\n\t"                    \
   "tileloadd (%2,%6,1), %%tmm7\n\t"                    \
@@ -128,19 +130,32 @@ enum class Dot { bf16, fp16, int8 };
 // sums += two weight tiles times num_x token tiles, 64 bytes of K. The token tiles lie x_step dwords apart.
 template <Dot dot, int num_x>
 inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, const uint32* x, int64 x_step) {
+  static_assert(dot != Dot::int16 || num_x == 2, "high and low bytes");
 #ifdef __SYCL_DEVICE_ONLY__
-#define JITMOE_MULTIPLY(tiles, ...)                                                              \
-  if constexpr (dot == Dot::int8) asm volatile(tiles("tdpbssd") : : __VA_ARGS__ : "memory");     \
-  else if constexpr (dot == Dot::fp16) asm volatile(tiles("tdpfp16ps") : : __VA_ARGS__ : "memory"); \
-  else asm volatile(tiles("tdpbf16ps") : : __VA_ARGS__ : "memory")
-  if constexpr (num_x == 1) {
-    JITMOE_MULTIPLY(JITMOE_TILES_1, "r"(w0), "r"(w1), "r"(x), "r"(w_stride_bytes), "r"(int64(64)));
-  } else if constexpr (num_x == 2) {
-    JITMOE_MULTIPLY(JITMOE_TILES_2, "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(w_stride_bytes), "r"(int64(64)));
+#define JITMOE_ONE(dot) asm volatile(JITMOE_TILES_1(dot) : : "r"(w0), "r"(w1), "r"(x), "r"(w_stride_bytes), "r"(int64(64)) : "memory")
+#define JITMOE_TWO(first, second)                                                                         \
+  asm volatile(JITMOE_TILES_2(first, second)                                                              \
+               : : "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(w_stride_bytes), "r"(int64(64)) : "memory")
+#define JITMOE_THREE(dot)                                                                                 \
+  asm volatile(JITMOE_TILES_3(dot)                                                                        \
+               : : "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(x + 2 * x_step), "r"(w_stride_bytes),   \
+                   "r"(int64(64)) : "memory")
+#define JITMOE_MULTIPLY(dot)                       \
+  if constexpr (num_x == 1) JITMOE_ONE(dot);       \
+  else if constexpr (num_x == 2) JITMOE_TWO(dot, dot); \
+  else JITMOE_THREE(dot)
+  if constexpr (dot == Dot::int16) {
+    JITMOE_TWO("tdpbssd", "tdpbsud");
+  } else if constexpr (dot == Dot::int8) {
+    JITMOE_MULTIPLY("tdpbssd");
+  } else if constexpr (dot == Dot::fp16) {
+    JITMOE_MULTIPLY("tdpfp16ps");
   } else {
-    JITMOE_MULTIPLY(JITMOE_TILES_3, "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(x + 2 * x_step),
-                    "r"(w_stride_bytes), "r"(int64(64)));
+    JITMOE_MULTIPLY("tdpbf16ps");
   }
+#undef JITMOE_ONE
+#undef JITMOE_TWO
+#undef JITMOE_THREE
 #undef JITMOE_MULTIPLY
 #else
   (void)w0, (void)w1, (void)w_stride_bytes, (void)x, (void)x_step;
@@ -153,7 +168,7 @@ inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, con
 
 // sums += the tiles that are still loaded: what a multiplication takes without its loads.
 template <Dot dot> inline void multiply_again() {
-  static_assert(dot != Dot::int8, "nobody asks for it");
+  static_assert(dot == Dot::bf16 || dot == Dot::fp16, "nobody asks for others");
 #ifdef __SYCL_DEVICE_ONLY__
 #define JITMOE_AGAIN(dot)               \
   dot " %%tmm7, %%tmm6, %%tmm0\n\t"     \

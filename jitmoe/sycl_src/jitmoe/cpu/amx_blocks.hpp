@@ -3,7 +3,8 @@
 //
 //   sums[n][t] += row_scale[n] * token_scale[t] * products[n][t]
 //
-//   products     fp32 or int32, [token tile][2][16 rows][16 tokens] of up to three token tiles: what the tile registers held
+//   products     fp32 or int32, [token tile][2][16 rows][16 tokens] of up to three token tiles: what the tile registers held;
+//                of 16-bit tokens 256 times that of the first tile, of their high bytes, and that of the second
 //   row_scale    of the block, per weight row
 //   token_scale  of the block, per token
 //
@@ -20,16 +21,21 @@ namespace jitmoe::cpu {
 
 constexpr int kMaxBlocks = 32;  // of one piece of staged weights
 
+template <amx::Dot dot>
+using ProductOf = typename Conditional<dot == amx::Dot::int8 || dot == amx::Dot::int16, int32, float>::type;
+
 // Local memory of SumBlocks.
-template <class Product> struct BlockScratch {
-  Product products[3 * 2 * amx::kTileFloats];
+template <amx::Dot dot> struct BlockScratch {
+  ProductOf<dot> products[3 * 2 * amx::kTileFloats];
   float row_scales[kMaxBlocks][2 * amx::kRows];
 };
 
 // The block whose products are still to be added, if any.
-template <class Product> class SumBlocks {
+template <amx::Dot dot> class SumBlocks {
+  using Product = ProductOf<dot>;
+
  public:
-  explicit SumBlocks(BlockScratch<Product>& scratch) : products_(scratch.products) {}
+  explicit SumBlocks(BlockScratch<dot>& scratch) : products_(scratch.products) {}
 
   // The products of num_tiles token tiles are stored now, after a finish(): they are added in the next `turns` turns. Token
   // scales of a tile and of the next one lie `tile_floats` apart.
@@ -63,7 +69,10 @@ template <class Product> class SumBlocks {
     const auto rows = [&](auto first) {
 #pragma unroll
       for (int n = 0; n < kUnitRows; ++n) {
-        const F product = __builtin_convertvector(load<Vec<Product, amx::kTokens>>(from + n * amx::kTokens), F);
+        auto number = load<Vec<Product, amx::kTokens>>(from + n * amx::kTokens);
+        if constexpr (dot == amx::Dot::int16)
+          number = (number << 8) + load<Vec<Product, amx::kTokens>>(from + 2 * amx::kTileFloats + n * amx::kTokens);
+        const F product = __builtin_convertvector(number, F);
         const F scale = token_scale * row_scales[n];
         if constexpr (decltype(first)::value) store(to + n * amx::kTokens, product * scale);
         else

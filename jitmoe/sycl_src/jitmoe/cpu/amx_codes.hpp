@@ -8,7 +8,9 @@
 // One scale for all of K, on both sides, is left to the epilogue. Half of the next weights are asked for while these are
 // staged, which takes about as long as multiplying: all of them there were more than memory takes at once.
 //
-// int8 times int8 needs no conversion: rows are read where they are, an even number of int8 of K.
+// int8 times int8 needs no conversion: rows are read where they are, an even number of int8 of K. Nor do int8 times bf16 or
+// fp16, which become 16-bit fixed-point numbers first (cpu/round_input.hpp), with a scale for each block of K: a block's sums
+// are exact, and then they are scaled.
 #pragma once
 
 #include <jitmoe/cpu/amx_form.hpp>
@@ -24,9 +26,40 @@ template <class Config> constexpr bool scales_rows() { return Config::quantized 
 // Whether the sums of blocks of K are scaled, by the scales of both sides.
 template <class Config> constexpr bool scales_sums() { return Config::x_scaled && Config::block_k != 0; }
 
+// Whether int8 are multiplied with 16-bit fixed-point numbers.
+template <class Config> constexpr bool has_fixed_point() { return Config::x_dtype == DType::int16; }
+
+// Whether an element of K (amx_form.hpp) is two codes.
+template <class Config> constexpr bool elements_are_pairs() {
+  return has_fixed_point<Config>() || Config::x_dtype == DType::int8;
+}
+
 // Rows of codes; the stride is in bytes.
 template <class B> struct CodeRows : WeightRows<uint8> {
   B blocks[2];
+
+  // See sum_block_of. Scales of blocks first .. first + count - 1: to[block][row], 0 for rows that do not exist. Those of the next 32 rows are
+  // asked for.
+  void read_scales(int64 first, int count, float (*to)[2 * amx::kRows]) const {
+    const bool is_dense = blocks[1].weights.row == blocks[0].weights.row + amx::kRows;
+    const int64 ahead = (is_dense ? 2 : 1) * amx::kRows;
+    for (int a = 0; a < 2; ++a)
+#pragma clang loop unroll(disable)
+      for (int b = 0; b < count; b += 16) {
+        const int there = count - b < 16 ? count - b : 16;
+        Vec<uint32, 16> scales[amx::kRows];
+#pragma clang loop unroll(disable)
+        for (int n = 0; n < amx::kRows; ++n) {
+          scales[n] = 0u;
+          if (n < this->num_rows[a])
+            scales[n] = bit_cast<Vec<uint32, 16>>(typename B::Row(blocks[a], n).scales(first + b, there));
+          prefetch(typename B::Row(blocks[a], n + ahead).scale_at(first + b));
+        }
+        transpose<16>(scales);
+#pragma clang loop unroll(disable)
+        for (int i = 0; i < there; ++i) store(to[b + i] + a * amx::kRows, scales[i]);
+      }
+  }
 };
 
 template <class Config> struct TileCodes {
@@ -169,25 +202,6 @@ template <class Config> struct TileCodes {
     }
   }
 
-  // See sum_block_of. 0 for rows that do not exist.
-  static void read_scales(const Rows& w, int64 first, int count, float (*to)[2 * amx::kRows]) {
-    static_assert(kMaxBlocks == staged_k / amx::kStep, "blocks of one piece");
-    for (int a = 0; a < 2; ++a) {
-      const bool are_shared = w.num_rows[a] == amx::kRows && w.blocks[a].is_shared_by(amx::kRows);
-      float scales[kMaxBlocks] = {};
-#pragma clang loop unroll(disable)
-      for (int n = 0; n < amx::kRows; ++n) {
-        uint32 unused;
-        if (n == w.num_rows[a])
-          for (float& scale : scales) scale = 0.0f;
-        if (n < w.num_rows[a] && (n == 0 || !are_shared))
-          w.blocks[a].template read<Floats>(n, first, count, scales, &unused);
-#pragma clang loop unroll(disable)
-        for (int b = 0; b < count; ++b) to[b][a * amx::kRows + n] = scales[b];
-      }
-    }
-  }
-
   static Lines lines(const Rows& w, int64 k0, int64 num_k) {
     const int64 from = k0 * W::bits / 8;
     return Lines::of_rows(w.first[0] + from, w.first[1] + from, ceil_div(num_k * W::bits, 8), w.stride, amx::kRows);
@@ -203,14 +217,20 @@ template <class Config> struct TileBytes : TilesInPlace {
   using W = Codes<S, Config::encoding, Config::has_zero_point>;
   using Rows = CodeRows<BlocksOf<Config>>;
   using Element = uint8;
-  static_assert(Config::encoding == Encoding::int8 && Config::block_k == 0, "what tdpbssd multiplies");
+  static_assert(Config::encoding == Encoding::int8, "what tdpbssd and tdpbsud multiply");
+  static_assert(Config::block_k == 0 || has_fixed_point<Config>(), "sums of int8 are scaled by the epilogue");
 };
-template <class Config> inline constexpr amx::Dot dot_of<TileBytes<Config>> = amx::Dot::int8;
 
-// The tiles of a GEMM of `Config` with weights of that layout. Inputs that were prepared are bf16 or int8.
+template <class Config>
+inline constexpr amx::Dot dot_of<TileBytes<Config>> = has_fixed_point<Config>() ? amx::Dot::int16 : amx::Dot::int8;
+template <class Config> inline constexpr int parts_of<TileBytes<Config>> = has_fixed_point<Config>() ? 2 : 1;
+template <class Config>
+inline constexpr int64 sum_block_of<TileBytes<Config>> = has_fixed_point<Config>() ? Config::block_k / 2 : 0;
+
+// The tiles of a GEMM of `Config` with weights of that layout. Inputs that were prepared are bf16, int8 or 16-bit fixed point.
 template <class Config, Layout layout>
 using TilesOf = typename Conditional<
     !Config::quantized, TileWeights<Simd<Config::isa, Config::dtype>, layout>,
-    typename Conditional<Config::x_dtype == DType::int8, TileBytes<Config>, TileCodes<Config>>::type>::type;
+    typename Conditional<elements_are_pairs<Config>(), TileBytes<Config>, TileCodes<Config>>::type>::type;
 
 }  // namespace jitmoe::cpu

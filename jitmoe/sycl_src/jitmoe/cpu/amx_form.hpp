@@ -10,7 +10,8 @@
 // Quantized weights and inputs with scales for blocks of K (sum_block_of<W>): the sums of each block are scaled and added
 // up in fp32 (amx_blocks.hpp). The inputs' scales, [blocks][16 tokens] fp32, follow each of X's tiles.
 //
-// An element of K is a bf16 or an fp16, or two int8 (amx.hpp).
+// An element of K is a bf16 or an fp16, or two int8 (amx.hpp). Where tokens have parts_of<W> parts, each tile of X is followed
+// by one with their low parts.
 //
 // Weights come from memory in pieces of 32 rows x kPieceK elements. While one is multiplied the next is asked for,
 // evenly spread over the multiplications (and over staging, where that takes long); `beside()` is called after each
@@ -178,22 +179,28 @@ template <class S> struct TileWeights<S, Layout::kn> {
   }
 };
 
-// Into how many bf16 W cuts a number: 1, or 2 (cpu/amx_split.hpp), which lie beside each other in staged weights and in X.
+// Into how many parts numbers are cut, of X and of weights: 1, or 2, two bf16 of each (cpu/amx_split.hpp) or two bytes of X.
 template <class W> inline constexpr int parts_of = 1;
+template <class W> inline constexpr int weight_parts_of = 1;
+
+// Where unit u of the high parts of a token tile begins, in dwords; low parts lie kTokenTileUnits further.
+inline int64 high_unit(int64 u) { return (u / 16 * 2 * 16 + u % 16) * amx::kTokens; }
 
 // What W multiplies by.
 template <class W> inline constexpr amx::Dot dot_of = amx::Dot::bf16;
 template <Layout layout>
 inline constexpr amx::Dot dot_of<TileWeights<Simd<CpuIsa::amx_fp16, DType::fp16>, layout>> = amx::Dot::fp16;
-template <class W> using ProductOf = typename Conditional<dot_of<W> == amx::Dot::int8, int32, float>::type;
 
-// Elements of K whose sums are scaled before they are added up, a multiple of 32; 0: sums are not scaled here. Such a W has
-//   read_scales   writes the row scales of `count` blocks from `first` on
+// Token tiles that are multiplied together: their sums fill the tile registers.
+template <class W> inline constexpr int pass_tiles = dot_of<W> == amx::Dot::int16 ? 1 : 3;
+
+// Elements of K whose sums are scaled before they are added up, a multiple of 32; 0: sums are not scaled here. Its Rows have
+//   read_scales   writes the row scales of `count` blocks from `first` on; no piece has more than kMaxBlocks of them
 template <class W> inline constexpr int64 sum_block_of = 0;
 template <class W> constexpr bool sums_blocks() { return sum_block_of<W> != 0; }
 
 // Of C.
-template <class W> using SumOf = typename Conditional<sums_blocks<W>(), float, ProductOf<W>>::type;
+template <class W> using SumOf = typename Conditional<sums_blocks<W>(), float, ProductOf<dot_of<W>>>::type;
 
 // Dwords of a token tile of k elements of K.
 template <class W> inline int64 token_tile_dwords(int64 k) {
@@ -208,12 +215,14 @@ template <class W, bool = sums_blocks<W>()> struct FormScratch {
 };
 template <class W> struct FormScratch<W, true> {
   uint16 staged[2 * amx::kRows * W::staged_k];
-  BlockScratch<ProductOf<W>> blocks;
+  BlockScratch<dot_of<W>> blocks;
 };
 constexpr int kSplitBytes = 2 * 2 * amx::kRows * amx::kStep;  // of the high, or low, parts of 32 rows and one step
 
 // How often amx_form multiplies, at least.
-inline int64 multiplications(int num_tiles, int64 k) { return ceil_div(num_tiles, 3) * ceil_div(k, amx::kStep); }
+template <class W> inline int64 multiplications(int num_tiles, int64 k) {
+  return ceil_div(num_tiles, pass_tiles<W>) * ceil_div(k, amx::kStep);
+}
 
 // Whether rows of W take turns, see Turns.
 template <class W> constexpr bool takes_turns() { return W::turn_k != kAllOfK; }
@@ -293,18 +302,21 @@ template <class W, class Beside>
                                 float* sums, FormScratch<W>& scratch, const Beside& beside) {
   const typename W::Rows& w = turn.rows;
   constexpr bool has_blocks = sums_blocks<W>();
-  static_assert(!has_blocks || (!W::in_place && parts_of<W> == 1), "blocks of staged weights");
+  constexpr bool cuts_weights = weight_parts_of<W> == 2;
+  static_assert(!cuts_weights || (!has_blocks && !W::in_place), "staged, and scaled elsewhere");
   uint16* staged = scratch.staged;
   const int64 tile_units = token_tile_dwords<W>(k);
   auto blocks = [&] {
-    if constexpr (has_blocks) return SumBlocks<ProductOf<W>>(scratch.blocks);
+    if constexpr (has_blocks) return SumBlocks<dot_of<W>>(scratch.blocks);
     else return Int<0>{};
   }();
   const bool in_place = W::in_place && w.num_rows[0] == amx::kRows && w.num_rows[1] == amx::kRows;
-  const int passes = int(ceil_div(num_tiles, 3));
+  const int passes = int(ceil_div(num_tiles, pass_tiles<W>));
   constexpr int parts = parts_of<W>;
-  const int64 most = in_place ? kPieceK : W::staged_k / parts;
+  constexpr int64 most_scaled = has_blocks ? kMaxBlocks * sum_block_of<W> : kPieceK;
+  const int64 most = in_place ? (most_scaled < kPieceK ? most_scaled : kPieceK) : W::staged_k / weight_parts_of<W>;
   static_assert(!takes_turns<W>() || W::turn_k == W::staged_k, "a part is one piece");
+  int64 first_block = 0, scaled_k = 0;  // blocks from the one up to the other have their scales in scratch
   Lines lines;
   int lines_per_row = 0, lines_per_step = 0;
   int64 piece_end = turn.from;
@@ -334,70 +346,85 @@ template <class W, class Beside>
     } else if (staged_k != 0) {
       W::stage(w, k0 + direct_k, staged_k, k, staged);
     }
-    int64 first_block = 0;
-    if constexpr (has_blocks) {
-      blocks.finish();  // needs the scales of the piece before
-      first_block = k0 / sum_block_of<W>;
-      W::read_scales(w, first_block, int(ceil_div(k0 + num_k, sum_block_of<W>) - first_block), scratch.blocks.row_scales);
-    }
+    if constexpr (has_blocks)
+      if (k0 + num_k > scaled_k) {
+        blocks.finish();  // needs the scales of the blocks before
+        first_block = k0 / sum_block_of<W>;
+        const int64 last_block = ceil_div(k, sum_block_of<W>), count = last_block - first_block;
+        w.read_scales(first_block, count < kMaxBlocks ? int(count) : kMaxBlocks, scratch.blocks.row_scales);
+        scaled_k = (first_block + kMaxBlocks) * sum_block_of<W>;
+      }
     const auto pass = [&](auto tiles, int t) {
-      constexpr int num_x = decltype(tiles)::value;
+      constexpr int tiles_at_once = decltype(tiles)::value;
+      constexpr bool has_bytes = dot_of<W> == amx::Dot::int16;  // a token tile is two of bytes
+      constexpr int num_x = has_bytes ? 2 : tiles_at_once;
+      const int64 x_step = has_bytes ? amx::kTokenTileUnits : tile_units;
       const uint32* const tokens = x + t * tile_units + k0 * (parts * amx::kTokens / 2);
       float* const at = sums + t * 2 * amx::kTileFloats;
       const auto run = [&](const uint8* a0, const uint8* a1, int64 stride_bytes, int64 from, int64 steps) {
-        const uint32* b = tokens + from * (amx::kTokens / 2);
+        const uint32* b = tokens + from * (parts * amx::kTokens / 2);
         for (int64 left = steps; left > 0; left -= kTogether) {  // short loops, whose ends branch prediction knows
           const int together = left < kTogether ? int(left) : kTogether;
 #pragma clang loop unroll(disable)
           for (int step = 0; step < together; ++step) {
-            amx::multiply<dot_of<W>, num_x>(a0, a1, stride_bytes, b, tile_units);
-            if constexpr (parts == 2) {  // high times high was that; now high times low and low times high
-              amx::multiply<dot_of<W>, num_x>(a0, a1, stride_bytes, b + amx::kTokenTileUnits, tile_units);
-              amx::multiply<dot_of<W>, num_x>(a0 + kSplitBytes, a1 + kSplitBytes, stride_bytes, b, tile_units);
+            amx::multiply<dot_of<W>, num_x>(a0, a1, stride_bytes, b, x_step);
+            if constexpr (cuts_weights) {  // high times high was that; now high times low and low times high
+              amx::multiply<dot_of<W>, num_x>(a0, a1, stride_bytes, b + amx::kTokenTileUnits, x_step);
+              amx::multiply<dot_of<W>, num_x>(a0 + kSplitBytes, a1 + kSplitBytes, stride_bytes, b, x_step);
             }
             lines.fetch(lines_per_step);
             if constexpr (has_blocks) blocks.turn();
             beside();
-            a0 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;
-            a1 += parts == 2 ? 2 * kSplitBytes : 2 * amx::kStep;
+            a0 += cuts_weights ? 2 * kSplitBytes : 2 * amx::kStep;
+            a1 += cuts_weights ? 2 * kSplitBytes : 2 * amx::kStep;
             b += parts * amx::kTokenTileUnits;
           }
         }
       };
-      constexpr int64 row = parts == 2 ? amx::kStep : W::staged_k;
-      const auto* const copy = reinterpret_cast<const uint8*>(staged);
-      const auto run_staged = [&](int64 first, int64 from, int64 steps) {
-        run(copy + 2 * first, copy + 2 * (amx::kRows * row + first), 2 * row, from, steps);
+      // Elements [from, to) of these num_k: where they are, then those that are staged.
+      const auto run_part = [&](int64 from, int64 to) {
+        if constexpr (W::in_place)
+          if (from < direct_k) {
+            const int64 end = to < direct_k ? to : direct_k;
+            run(W::row(w, 0, 0) + 2 * (k0 + from), W::row(w, 1, 0) + 2 * (k0 + from), W::row_bytes(w), from,
+                (end - from) / amx::kStep);
+            from = end;
+          }
+        constexpr int64 row = cuts_weights ? amx::kStep : W::staged_k;
+        const auto* const copy = reinterpret_cast<const uint8*>(staged) + 2 * (from - direct_k);
+        run(copy, copy + 2 * amx::kRows * row, 2 * row, from, ceil_div(to - from, amx::kStep));
       };
       if constexpr (has_blocks) {
         constexpr int64 block_k = sum_block_of<W>;
         const auto* const token_scales =
             reinterpret_cast<const float*>(x + (t + 1) * tile_units) - ceil_div(k, block_k) * amx::kTokens;
-        for (int64 from = 0; from < staged_k;) {
+        for (int64 from = 0; from < num_k;) {
           const int64 block = (k0 + from) / block_k, block_end = (block + 1) * block_k - k0;
-          const int64 end = block_end < staged_k ? block_end : staged_k;
+          const int64 end = block_end < num_k ? block_end : num_k;
           amx::zero_sums<num_x>();
-          run_staged(from, from, (end - from) / amx::kStep);
+          run_part(from, end);
           blocks.finish();
           amx::store_sums<num_x>(reinterpret_cast<float*>(scratch.blocks.products));
           blocks.begin(scratch.blocks.row_scales[block - first_block], token_scales + block * amx::kTokens, tile_units,
-                       num_x, k0 + from == 0, at, block_k / amx::kStep);
+                       tiles_at_once, k0 + from == 0, at, block_k / amx::kStep);
           from = end;
         }
       } else {
         if (k0 == 0) amx::zero_sums<num_x>();
         else amx::load_sums<num_x>(at);
-        if constexpr (W::in_place)
-          run(W::row(w, 0, 0) + 2 * k0, W::row(w, 1, 0) + 2 * k0, W::row_bytes(w), 0, direct_k / amx::kStep);
-        run_staged(0, direct_k, staged_k / amx::kStep);
+        run_part(0, num_k);
         amx::store_sums<num_x>(at);
       }
     };
     for (int t = 0, left = passes; left > 0; --left) {  // as even as possible: 3 + 2 and 2 + 2 rather than 3 + 1
       const int tiles = int(ceil_div(num_tiles - t, left));
-      if (tiles == 3) pass(Int<3>{}, t);
-      else if (tiles == 2) pass(Int<2>{}, t);
-      else pass(Int<1>{}, t);
+      if constexpr (pass_tiles<W> == 1) {
+        pass(Int<1>{}, t);
+      } else {
+        if (tiles == 3) pass(Int<3>{}, t);
+        else if (tiles == 2) pass(Int<2>{}, t);
+        else pass(Int<1>{}, t);
+      }
       t += tiles;
     }
     k0 += num_k;

@@ -38,9 +38,6 @@ inline void split_elements(const uint16* from, Vec<uint32, 16>& high, Vec<uint32
   low = join_floats(bit_cast<Vec<float, 16>>(a.low), bit_cast<Vec<float, 16>>(b.low));
 }
 
-// Where unit u of the pairs of K of a token tile's tokens begins, in dwords; low units lie kTokenTileUnits further.
-inline int64 split_unit(int64 u) { return (u / 16 * 2 * 16 + u % 16) * amx::kTokens; }
-
 // Stores two units of 16 tokens that hold fp16 numbers: high of both as a pair, and low.
 inline void store_split(SplitFloats a, SplitFloats b, uint32* unit) {
   store(unit, (a.high >> 16) | b.high);
@@ -57,7 +54,7 @@ inline void store_split(SplitFloats a, SplitFloats b, uint32* unit) {
     Vec<uint32, 16> high[16], low[16];
 #pragma unroll
     for (int t = 0; t < amx::kTokens; ++t) split_elements(whole ? tokens[t] + 2 * u : tails[t], high[t], low[t]);
-    uint32* const to = tiles + split_unit(u);
+    uint32* const to = tiles + high_unit(u);
     transpose<16>(high);
 #pragma unroll
     for (int i = 0; i < 16; ++i) store(to + i * amx::kTokens, high[i]);
@@ -69,6 +66,7 @@ inline void store_split(SplitFloats a, SplitFloats b, uint32* unit) {
 
 // [N][K] fp16 weights.
 template <> inline constexpr int parts_of<TileWeights<SplitSimd, Layout::nk>> = 2;
+template <> inline constexpr int weight_parts_of<TileWeights<SplitSimd, Layout::nk>> = 2;
 template <> struct TileWeights<SplitSimd, Layout::nk> {
   using Rows = WeightRows<uint16>;
   using Element = uint16;

@@ -146,7 +146,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
   const int32 h0 = range * args.h_block;
   const int32 left = args.hidden_size - h0;
   const int32 columns = left < args.h_block ? left : args.h_block;
-  const int64 inner = args.intermediate_size / (Config::x_dtype == DType::int8 ? 2 : 1);  // elements, see amx_form.hpp
+  const int64 inner = args.intermediate_size / (elements_are_pairs<Config>() ? 2 : 1);  // elements, see amx_form.hpp
   const Routing routing = find_routing<Config>(args, s->few);
 
   // Tensors.
@@ -215,7 +215,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         for (Affine& affine : s->affine)
           for (int t = 0; t < num_tokens; ++t) affine.token_scale[t] = scales[t];
       }
-      const int64 num_multiplications = multiplications(num_tiles, inner);
+      const int64 num_multiplications = multiplications<W>(num_tiles, inner);
       // The tokens that are multiplied next, not so early that weights push them out of the cache again.
       const bool more_blocks = done + num_tokens < group.tokens;
       const bool more_groups = group_idx + 1 < routing.num_groups;
@@ -249,7 +249,7 @@ template <class Config> inline void cpu_down_amx(const CpuDownAmxArgs& args) {
         soon_weights.plan(turns, rows_now, has_after ? &turns_after : nullptr, rows_after);
         goes_on = turns.next();
         float* const step_sums = sums + int64(n) * args.num_tokens;
-        const int64 turn_multiplications = multiplications(num_tiles, turn.to - turn.from);
+        const int64 turn_multiplications = multiplications<W>(num_tiles, turn.to - turn.from);
         Pace asking_sums(completes_step ? num_tokens : 0, turn_multiplications);
         const auto ask_sums = [&](int64 t) {
           prefetch(step_sums + int64(block.tokens[t]) * kColumns);

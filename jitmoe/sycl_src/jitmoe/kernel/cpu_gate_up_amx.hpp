@@ -165,7 +165,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   // Indices.
   const int32 item = int32(nd_item<1>().get_group(0));
   const Routing routing = find_routing<Config>(args, s->few);
-  const int64 hidden = args.hidden_size / (Config::x_dtype == DType::int8 ? 2 : 1);  // elements, see amx_form.hpp
+  const int64 hidden = args.hidden_size / (elements_are_pairs<Config>() ? 2 : 1);  // elements, see amx_form.hpp
   const int64 inner = args.intermediate_size;
   constexpr int step_rows = H::gated ? amx::kRows : 2 * amx::kRows;  // of the intermediate
   const int64 num_steps = ceil_div(inner, step_rows);
@@ -229,9 +229,9 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       return static_cast<const uint8*>(args.hidden_states) + row * args.x_row_stride * num_bytes(Config::dtype);
   };
   const auto* const x_scale = static_cast<const float*>(args.x_scale);
-  const int64 num_x_scales = Config::input_block_k == 0 ? 1 : ceil_div(hidden, Config::input_block_k);
-  const int64 num_blocks = Config::block_k == 0 ? 1 : ceil_div(hidden, Config::block_k);
-  const int64 row_parts = ceil_div(2 * hidden, kPartBytes);
+  const int64 num_x_scales = Config::input_block_k == 0 ? 1 : ceil_div(args.hidden_size, Config::input_block_k);
+  const int64 num_blocks = Config::block_k == 0 ? 1 : ceil_div(args.hidden_size, Config::block_k);
+  const int64 row_parts = ceil_div(2 * hidden * (has_fixed_point<Config>() ? 2 : 1), kPartBytes);
 
   Block block = block_after({});
   if (block.num_tokens == 0) return;
@@ -251,7 +251,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   int64 ready_unit = 0;
   const auto unit_at = [](int64 u) {
     if constexpr (Config::inter_is_fp32) return 2 * u * amx::kTokens;
-    else return inter_parts == 2 ? split_unit(u) : u * amx::kTokens;
+    else return inter_parts == 2 ? high_unit(u) : u * amx::kTokens;
   };
   Pace storing;
   const auto store_unit = [&](int64 i) {
@@ -264,7 +264,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
   while (block.num_tokens != 0) {
     const int num_tiles = block.num_tiles();
     const Block after = block_after(block);
-    const int64 num_multiplications = multiplications(num_tiles, hidden);
+    const int64 num_multiplications = multiplications<W>(num_tiles, hidden);
     // Tokens of the next block, not so early that weights push them out of the cache again.
     const int64 ask_from = block.last - ceil_div(kSoonBytes, 4 * amx::kRows * hidden);
     const int64 asking_steps = block.last - (ask_from < block.first ? block.first : ask_from);
@@ -300,7 +300,9 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
         if constexpr (scales_tokens<Config>())
           for (Affine& affine : s->affine) affine.token_scale[at] = scale;
       }
-      if constexpr (parts == 2) pack_split(tokens, hidden, 0, panel_units, tile_units);
+      if constexpr (has_fixed_point<Config>())  // a part follows the other in rows as it does in tiles
+        pack_panel<S>(tokens, amx::kTokens, 2 * align_up(hidden, amx::kStep), 0, 2 * panel_units, tile_units);
+      else if constexpr (parts == 2) pack_split(tokens, hidden, 0, panel_units, tile_units);
       else pack_panel<S>(tokens, amx::kTokens, hidden, 0, panel_units, tile_units);
     }
     uint32* const tiles = inter + (block.group.slot + block.done) / amx::kTokens * inter_dwords;
@@ -356,7 +358,7 @@ template <class Config> inline void cpu_gate_up_amx(const CpuGateUpAmxArgs& args
       ready_affine = &affine;
       ready_tiles = tiles;
       ready_unit = step * units_per_step;
-      storing = Pace(num_tiles * units_per_step, multiplications(num_tiles, turn.to - turn.from));
+      storing = Pace(num_tiles * units_per_step, multiplications<W>(num_tiles, turn.to - turn.from));
       parity ^= 1;
       if constexpr (H::gated && !Config::inter_is_fp32)
         if (step + 1 == num_steps && num_steps % 2 != 0)  // a tile of the second GEMM reads 32 elements

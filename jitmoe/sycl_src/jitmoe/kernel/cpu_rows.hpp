@@ -2,7 +2,7 @@
 // Prepares the input rows of a GEMM: gathers the columns of an expert's order, and quantizes.
 //
 //   x[r][c]   = from[row(r)][order[e][c]]                         (c without has_order)
-//   scale     = absmax / largest over input_block_k elements of x[r] (all without), 1 where absmax is 0; or a given one
+//   scale     = input_scale(absmax) over input_block_k elements of x[r] (all without); or a given one
 //   rows[r][c] = round(x[r][c] / scale), clamped to the range of `kind`
 //
 // of the first GEMM (x) or, with from_slots, of the second one (y).
@@ -14,14 +14,15 @@
 // | a1_scale, a2_scale                   | fp32        | x, y: given scales, [E] or one (given_stride 0); if is_given
 // | topk_ids, expert_map                 |             | read if few_pairs and by_slot; caller's
 // | sorted_pairs, groups                 |             | read otherwise, if by_slot; workspace, from route_serial
-// | x_rows, y_rows | [M or slots][K]     | to_dtype    | row stride rows_stride; workspace
+// | x_rows, y_rows | [M or slots][K]     | to_dtype    | row stride rows_stride; workspace; int16: planes of bytes
+// |               |                      |             | (cpu/round_input.hpp), zero past K up to a multiple of 64
 // | x_scale, y_scale | [M or slots][blocks of input_block_k] | fp32 | dense; if is_quantized; workspace
 // | x_correction, y_correction | [M or slots][blocks of block_k] | int32 | -128 times the block's sum; if to_dtype is int8
 // |               |                      |             | and block_k is not 0
 //
 // Rows by slot have one row per pair, at its place in the intermediate (cpu/routing.hpp); otherwise one per token.
 // nd_range: (num_items), work-groups of 1 work-item, which take every num_items-th row.
-// Numerics: fp32; ties to even. FP8 values are stored as bf16 or fp32, which hold them exactly.
+// Numerics: fp32; ties to even; input_scale and rounding in cpu/round_input.hpp. FP8 values are stored as bf16 or fp32, which hold them exactly.
 #pragma once
 
 #include <jitmoe/cpu/round_input.hpp>
@@ -108,6 +109,13 @@ template <class Config> inline void cpu_rows(const CpuRowsArgs& args) {
       }
     };
     const auto store_values = [&](int64 at, int64 count, F value) {
+      if constexpr (Config::to_dtype == DType::int16) {
+        const auto number = __builtin_convertvector(value, Vec<int32, lanes>);
+        auto* const plane = reinterpret_cast<uint8*>(to) + at / kPlane * (2 * kPlane) + at % kPlane;
+        store(plane, __builtin_convertvector(number >> 8, Vec<uint8, lanes>));
+        store(plane + kPlane, __builtin_convertvector(number, Vec<uint8, lanes>));
+        return;
+      }
       to_t block[lanes];
       if constexpr (Config::to_dtype == DType::int8) store(block, __builtin_convertvector(value, Vec<int8, lanes>));
       else store_floats<Config::to_dtype, lanes>(block, value);
@@ -135,15 +143,16 @@ template <class Config> inline void cpu_rows(const CpuRowsArgs& args) {
           }
           float absmax = 0.0f;
           for (int i = 0; i < lanes; ++i) absmax = most[i] > absmax || most[i] != most[i] ? most[i] : absmax;
-          scale = absmax == 0.0f ? 1.0f : absmax / largest(Config::kind);
+          scale = input_scale<Config::kind, lanes>(F(absmax))[0];
         }
         F spoiled = F(0.0f);
-        for (int64 at = first; at < end; at += lanes) {
+        const int64 stored = Config::to_dtype == DType::int16 ? align_up(end, kPlane) : end;
+        for (int64 at = first; at < stored; at += lanes) {
           const F value = values(at, end - at);
           spoiled = value == value ? spoiled : value;
           store_values(at, end - at, round_input<Config::kind, lanes>(value / scale));
         }
-        for (int i = 0; i < lanes; ++i) scale = spoiled[i] == spoiled[i] ? scale : spoiled[i];  // int8 has no NaN
+        for (int i = 0; i < lanes; ++i) scale = spoiled[i] == spoiled[i] ? scale : spoiled[i];  // integers have no NaN
         scales[b] = scale;
       }
       if constexpr (Config::to_dtype == DType::int8 && Config::block_k != 0) {
