@@ -120,7 +120,8 @@ def test_scales_of_blocks_follow_their_tiles():
     [
         ((None, None), {}, cpu.ROWS_TOKENS),
         ((None, None), {"dtype": DType.FP16}, cpu.ROWS_TOKENS),
-        (((Encoding.INT8, 0), (Encoding.UINT4, 32)), {}, cpu.ROWS_TOKENS_INTEGERS),
+        (((Encoding.INT4, 128), (Encoding.UINT4, 32)), {}, cpu.ROWS_TOKENS_4_BITS),
+        (((Encoding.INT8, 0), (Encoding.UINT4, 32)), {}, cpu.ROWS_TOKENS),
         (((Encoding.E2M1, 32), (Encoding.E4M3, 128)), {}, cpu.ROWS_TOKENS),
         (((Encoding.INT4, 128), None), {}, cpu.ROWS_TOKENS),
         (((Encoding.INT4, 96), (Encoding.INT4, 96)), {}, cpu.ROWS_TOKENS_OTHERS),  # no whole chunks
@@ -264,7 +265,7 @@ def test_which_codes_become_fp16(encoding, block_k, scale_dtype, expected):
         (32, {}, None),  # a tile row belongs to one block
         (0, {"hidden_size": 2047}, None),  # int8 are read two by two
         (0, {"intermediate_size": 767}, None),
-        (0, {"num_tokens": 12}, None),  # 3 per expert: rows are as fast
+        (0, {"num_tokens": 8}, None),  # 2 per expert: rows are faster
     ],
     ids=str,
 )

@@ -78,12 +78,26 @@ template <class Config> struct TileCodes {
   static constexpr int kScaleVectors = int(ceil_div(ceil_div(staged_k / amx::kStep, kBlockVectors), 16));
   using C = Converters<W, Config::encoding, Config::has_zero_point, Config::scale_dtype>;
   using Floats = Codes<Simd<CpuIsa::avx512, DType::bf16>, Config::encoding, Config::has_zero_point>;
-  using Whole = typename Conditional<W::bits == 4, typename C::Any, Unscaled<W>>::type;
   static_assert(B::block_k % amx::kStep == 0, "a tile row belongs to one block");
   static_assert(S::dtype == DType::bf16 || !scales || (Config::scale_dtype == DType::fp16 && !C::is_fp8 &&
                                                        Config::encoding != Encoding::e2m1),
                 "what fp16 holds, see scaled_codes.hpp");
   static_assert(!(scales_sums<Config>() && B::has_zero_point), "zero points of blocks belong to their scales");
+
+  // Converts kTogether vectors, vector i by convert_of(i).
+  template <class ConvertOf> static void convert_together(const uint8* codes, uint16* to, const ConvertOf& convert_of) {
+    using Bits = typename decltype(convert_of(0))::Bits;
+    if constexpr (!__is_same(Bits, NoBits)) {
+      typename S::units pairs[kTogether];
+      if (Bits::to_bf16_in_order(codes, pairs)) [[likely]] {
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) store(to + i * amx::kStep, convert_of(i).scaled(pairs[i]));
+        return;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) store(to + i * amx::kStep, convert_of(i)(codes + i * W::step_bytes));
+  }
 
   // Part of a row of codes: whole vectors of it, then perhaps one that K ends in.
   struct Part {
@@ -100,8 +114,7 @@ template <class Config> struct TileCodes {
       const int64 end = block_end < whole ? block_end : whole;
 #pragma clang loop unroll(disable)
       for (; v + kTogether <= end; v += kTogether)
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) store(to + (v + i) * amx::kStep, convert(codes + (v + i) * W::step_bytes));
+        convert_together(codes + v * W::step_bytes, to + v * amx::kStep, [&](int) { return convert; });
 #pragma clang loop unroll(disable)
       for (; v < end; ++v) store(to + v * amx::kStep, convert(codes + v * W::step_bytes));
       if (v == whole && v < vectors && v < block_end) {
@@ -123,13 +136,12 @@ template <class Config> struct TileCodes {
     if constexpr (kBlockVectors < kTogether && kTogether % kBlockVectors == 0)  // parts begin with a block
 #pragma clang loop unroll(disable)
       for (; v + kTogether <= part.whole; v += kTogether)
-#pragma unroll
-        for (int i = 0; i < kTogether; i += kBlockVectors, ++block) {
-          const Convert convert(scales[block], zeros[block]);
-#pragma unroll
-          for (int j = i; j < i + kBlockVectors; ++j)
-            store(to + (v + j) * amx::kStep, convert(codes + (v + j) * W::step_bytes));
-        }
+      {
+        convert_together(codes + v * W::step_bytes, to + v * amx::kStep, [&](int i) {
+          return Convert(scales[block + i / kBlockVectors], zeros[block + i / kBlockVectors]);
+        });
+        block += kTogether / kBlockVectors;
+      }
 #pragma clang loop unroll(disable)
     for (; v < part.vectors; ++block) v = part.convert_block(codes, v, block, Convert(scales[block], zeros[block]), to);
   }
@@ -182,7 +194,7 @@ template <class Config> struct TileCodes {
         w.blocks[a].template read<Floats>(n, part.first_block, num_blocks, scales_at, zeros);
       if constexpr (!scales) {
         block_scales[0] = typename S::floats(1.0f);
-        convert_row<Whole>(part, codes, scales_at, zeros_at, to);
+        convert_row<typename C::Whole>(part, codes, scales_at, zeros_at, to);
       } else if (are_ordinary(block_scales)) {
         using Convert = typename C::Ordinary;
         if constexpr (C::adds_powers)

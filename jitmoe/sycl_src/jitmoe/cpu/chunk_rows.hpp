@@ -24,6 +24,7 @@
 // Letters: t token, n weight row, k element of K, c chunk.
 #pragma once
 
+#include <jitmoe/cpu/fp8_bits.hpp>
 #include <jitmoe/cpu/tiles.hpp>
 
 namespace jitmoe::cpu {
@@ -185,65 +186,14 @@ template <Encoding encoding, bool has_zero_point> struct IntegerChunks {
   }
 };
 
-// Bytes of both: low halves of each 16 interleaved, or high halves.
-inline Vec<uint32, 16> interleave_low(Vec<uint32, 16> a, Vec<uint32, 16> b) {
-  Vec<uint32, 16> result = a;
-#ifdef __SYCL_DEVICE_ONLY__
-  asm("vpunpcklbw %2, %1, %0" : "=v"(result) : "v"(a), "v"(b));
-#else
-  (void)b;
-#endif
-  return result;
-}
-inline Vec<uint32, 16> interleave_high(Vec<uint32, 16> a, Vec<uint32, 16> b) {
-  Vec<uint32, 16> result = a;
-#ifdef __SYCL_DEVICE_ONLY__
-  asm("vpunpckhbw %2, %1, %0" : "=v"(result) : "v"(a), "v"(b));
-#else
-  (void)b;
-#endif
-  return result;
-}
-
-// Each byte as bits: row i of the matrix says which bits of it add up, modulo 2, to bit i of the result, row 7 in the lowest
-// byte; then those of `flip` are inverted (GF2P8AFFINEQB).
-template <int flip> inline Vec<uint32, 16> affine_bits(Vec<uint32, 16> bytes, uint64 matrix) {
-  Vec<uint32, 16> result = bytes;
-#ifdef __SYCL_DEVICE_ONLY__
-  asm("vgf2p8affineqb %3, %2, %1, %0" : "=v"(result) : "v"(bytes), "v"(Vec<uint64, 8>(matrix)), "n"(flip));
-#else
-  (void)matrix;
-#endif
-  return result;
-}
-
-// Whether any of 128 bytes, doubled without their top bit, is not in [first, first + count).
-inline bool any_outside(Vec<uint32, 16> a, Vec<uint32, 16> b, uint32 first, uint32 count) {
-  uint64 mask = 0;
-#ifdef __SYCL_DEVICE_ONLY__
-  Vec<uint32, 16> most, other;
-  asm("vpaddb %3, %3, %1\n\tvpaddb %4, %4, %2\n\tvpsubb %5, %1, %1\n\tvpsubb %5, %2, %2\n\t"
-      "vpmaxub %2, %1, %1\n\tvpcmpnltub %6, %1, %%k1\n\tkmovq %%k1, %0"
-      : "=r"(mask), "=&v"(most), "=&v"(other)
-      : "v"(a), "v"(b), "v"(Vec<uint32, 16>(first * 0x01010101u)), "v"(Vec<uint32, 16>(count * 0x01010101u))
-      : "k1");
-#else
-  (void)a, (void)b, (void)first, (void)count;
-#endif
-  return mask != 0;
-}
-
 // FP8 as pairs of bf16, a chunk at a time.
 template <Encoding encoding> struct Fp8Chunks {
   using S = Simd<CpuIsa::avx512_bf16, DType::bf16>;
   using units = S::units;
   using sums = S::floats;
-  static constexpr bool is_e4m3 = encoding == Encoding::e4m3;
   static constexpr int bits = 8;
   static constexpr int chunk_bytes = kChunkK;
   static constexpr int code_vectors = 4, parts = 2, input_vectors = 4;
-  // Codes from the smallest with an exponent up to those of infinities and NaN, doubled.
-  static constexpr uint32 first_ordinary = is_e4m3 ? 0x10 : 0x08, first_special = is_e4m3 ? 0xfe : 0xf8;
 
   template <int first, int count>
   static sums multiply(const uint32* inputs, const units (&codes)[code_vectors], const Vec<int32, 16>&) {
@@ -255,18 +205,11 @@ template <Encoding encoding> struct Fp8Chunks {
 
   static void load(const uint8* at, units (&chunk)[code_vectors]) {
     const units codes[2] = {cpu::load<units>(at), cpu::load<units>(at + 64)};
-    const bool is_ordinary = !any_outside(codes[0], codes[1], first_ordinary, first_special - first_ordinary);
+    if (Fp8Bits<encoding>::to_bf16(codes, chunk)) [[likely]] return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      units* const to = chunk + 2 * half;
-      if (is_ordinary) [[likely]] {
-        const units low = affine_bits<0>(codes[half], low_bits), high = affine_bits<bias_bits>(codes[half], high_bits);
-        to[0] = interleave_low(low, high);
-        to[1] = interleave_high(low, high);
-      } else {
-        to[0] = fp8_pairs<encoding>(sign_words(interleave_low(codes[half], codes[half])));
-        to[1] = fp8_pairs<encoding>(sign_words(interleave_high(codes[half], codes[half])));
-      }
+      chunk[2 * half] = fp8_pairs<encoding>(sign_words(interleave_low(codes[half], codes[half])));
+      chunk[2 * half + 1] = fp8_pairs<encoding>(sign_words(interleave_high(codes[half], codes[half])));
     }
   }
 
@@ -286,12 +229,6 @@ template <Encoding encoding> struct Fp8Chunks {
   }
 
  private:
-  // Bytes of bf16 as sums of bits of the code (affine_bits). The exponent e of E4M3 plus the difference of the biases, 120,
-  // has the bits e3, four times not e3, e2, e1, e0; that of E5M2, plus 112, has e4, three times not e4, e3 to e0.
-  static constexpr uint64 high_bits = is_e4m3 ? 0x1020404040404080 : 0x0810204040404080;
-  static constexpr int bias_bits = is_e4m3 ? 0x3c : 0x38;
-  static constexpr uint64 low_bits = is_e4m3 ? 0x01020408 : 0x010204;
-
   // The upper byte of each word, sign-extended to the word.
   static units sign_words(units words) {
     using I = Vec<int32, 16>;

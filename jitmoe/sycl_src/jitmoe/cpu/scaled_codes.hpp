@@ -13,12 +13,18 @@
 // integers and scales of fp16. Their products are multiples of the smallest number of fp16, and infinite only where the
 // product is none of its numbers.
 //
-// Each converter is made of the scale and the zero point that some codes share, and makes a vector of 32 of them.
+// Each converter is made of the scale and the zero point that some codes share, and makes a vector of 32 of them. Those of FP8
+// whose scale is a power of two, or applied elsewhere, begin with bf16 that were made by bit matrices (Bits, fp8_bits.hpp), of
+// 128 codes at a time, where all of these are ordinary: scaled() of 32.
 #pragma once
 
 #include <jitmoe/cpu/codes.hpp>
+#include <jitmoe/cpu/fp8_bits.hpp>
 
 namespace jitmoe::cpu {
+
+// In the place of Bits: no bit matrices.
+struct NoBits {};
 
 // Whether all scales have exponents of -64 .. 64.
 inline bool are_ordinary(Vec<float, 16> scales) {
@@ -44,6 +50,7 @@ template <int count> inline bool are_ordinary(const Vec<float, 16> (&scales)[cou
 // 4-bit codes with any scale.
 template <Encoding encoding, bool has_zero_point, DType dtype> class ProductTable {
  public:
+  using Bits = NoBits;
   ProductTable(float scale, float zero) {
     const auto products = (four_bit_values<encoding, has_zero_point>() - zero) * scale;
     table_ = join_floats<dtype>(products, products);
@@ -57,6 +64,7 @@ template <Encoding encoding, bool has_zero_point, DType dtype> class ProductTabl
 // Codes of 8 bits with any scale.
 template <class W> class AnyScale {
  public:
+  using Bits = NoBits;
   AnyScale(float scale, float) : scale_(scale) {}
   Vec<uint32, 16> operator()(const uint8* from) const {
     const Vec<uint32, 16> pairs = W::load(from, 0);
@@ -72,6 +80,7 @@ template <class W> class AnyScale {
 // int8 with any scale.
 template <DType dtype> class ScaledInt8 {
  public:
+  using Bits = NoBits;
   ScaledInt8(float scale, float) : scale_(scale) {}
   Vec<uint32, 16> operator()(const uint8* from) const {
     return join_floats<dtype>(int8_floats(from) * scale_, int8_floats(from + 16) * scale_);
@@ -82,10 +91,12 @@ template <DType dtype> class ScaledInt8 {
 };
 
 // Codes of 8 bits whose scale is applied elsewhere.
-template <class W> class Unscaled {
+template <class W, class Bits_> class Unscaled {
  public:
+  using Bits = Bits_;
   Unscaled(float, float) {}
   Vec<uint32, 16> operator()(const uint8* from) const { return W::load(from, 0); }
+  static Vec<uint32, 16> scaled(Vec<uint32, 16> pairs) { return pairs; }
 };
 
 // FP8 with an ordinary scale.
@@ -93,6 +104,7 @@ template <Encoding encoding> class MantissaTable {
   using Form = Fp8<encoding>;
 
  public:
+  using Bits = NoBits;
   MantissaTable(float scale, float) {
     const auto products = Form::mantissas_and_subnormals() * scale;
     const auto both = join_floats(products, products);
@@ -116,10 +128,11 @@ template <int lanes> inline Vec<uint32, lanes> exponent_words(Vec<float, lanes> 
 }
 
 // FP8 and 4-bit codes with a power of two, as exponent_words.
-template <class W, Encoding encoding> class AddedPower {
+template <class W, Encoding encoding, class Bits_> class AddedPower {
  public:
-  AddedPower(float words, float) {
-    const Vec<uint32, 16> added = bit_cast<uint32>(words);
+  using Bits = Bits_;
+  AddedPower(float words, float) : words_(bit_cast<uint32>(words)) {
+    const Vec<uint32, 16> added = words_;
     if constexpr (W::bits == 4) {
       table_ = add_words(W::table(), added & W::table_not_zero());
     } else {
@@ -137,12 +150,13 @@ template <class W, Encoding encoding> class AddedPower {
       return fp8_special<encoding>(value, magnitude, codes, table_) | (codes & 0x80008000u);
     }
   }
+  Vec<uint32, 16> scaled(Vec<uint32, 16> pairs) const { return add_words(pairs, words_); }
 
  private:
-  Vec<uint32, 16> bias_, table_;
+  Vec<uint32, 16> words_, bias_, table_;
 };
 
-// Which converters codes have: `Any`, and `Ordinary` for ordinary scales (exponent_words of them if adds_powers).
+// Which converters codes have: `Any`, and `Ordinary` for ordinary scales (exponent_words of them if adds_powers), and `Whole`.
 template <class W, Encoding encoding, bool has_zero_point, DType scale_dtype> struct Converters {
   static constexpr DType dtype = W::S::dtype;
   static constexpr bool adds_powers = scale_dtype == DType::e8m0 && encoding != Encoding::int8 && !has_zero_point;
@@ -151,7 +165,9 @@ template <class W, Encoding encoding, bool has_zero_point, DType scale_dtype> st
   using Any = typename Conditional<W::bits == 4, ProductTable<encoding, has_zero_point, dtype>,
                                    typename Conditional<is_fp8, AnyScale<W>, ScaledInt8<dtype>>::type>::type;
   using Table = typename Conditional<is_fp8, MantissaTable<encoding>, Any>::type;
-  using Ordinary = typename Conditional<adds_powers, AddedPower<W, encoding>, Table>::type;
+  using Bits = typename Conditional<is_fp8 && dtype == DType::bf16, Fp8Bits<encoding>, NoBits>::type;
+  using Ordinary = typename Conditional<adds_powers, AddedPower<W, encoding, Bits>, Table>::type;
+  using Whole = typename Conditional<W::bits == 4, Any, Unscaled<W, Bits>>::type;  // scaled elsewhere
 };
 
 }  // namespace jitmoe::cpu
