@@ -56,9 +56,10 @@ AMX_DOWN_ITEMS_PER_CORE = 4
 AMX_KN_ITEMS_PER_CORE = 2
 # Tokens per expert from which on fp16 is worth cutting into two bf16: at 2 it takes 1.4 times as long, at 8 0.9 times.
 SPLIT_MIN_TOKENS = 6
-# Tokens per expert up to which rows are multiplied while they are read, where there are tiles: plain numbers and 8-bit
-# codes in chunks, 4-bit codes in chunks, other codes. docs/cpu-kernels.md has the measurements.
-ROWS_TOKENS, ROWS_TOKENS_4_BITS, ROWS_TOKENS_OTHERS = 2, 3, 1
+# Tokens per expert up to which rows are multiplied while they are read, where there are tiles: plain numbers, FP8 in
+# chunks and int8 that tiles read where they are; other integers and FP4 in chunks; codes that are not read in chunks.
+# docs/cpu-kernels.md has the measurements.
+ROWS_TOKENS, ROWS_TOKENS_INTEGERS, ROWS_TOKENS_OTHERS = 2, 3, 1
 # Elements of K that share a scale at most where tiles multiply int8 with 16-bit fixed-point inputs: 512 products fit an
 # int32.
 FIXED_BLOCK_K = 512
@@ -239,7 +240,8 @@ def _most_row_pairs(problem: MoEProblem) -> int:
             return ROWS_TOKENS
         if not _takes_chunks(problem, quant.format):
             return ROWS_TOKENS_OTHERS
-        return ROWS_TOKENS_4_BITS if quant.format.bits == 4 else ROWS_TOKENS
+        is_float = quant.format.encoding in (Encoding.E4M3, Encoding.E5M2)
+        return ROWS_TOKENS if is_float or _takes_fixed_point(problem) else ROWS_TOKENS_INTEGERS
 
     return min(tokens(problem.w1_quant), tokens(problem.w2_quant)) * problem.num_experts
 

@@ -212,30 +212,31 @@ def normal_weights(experts, rows, k, weights, generator):
     return quantize_weights(torch.randn(experts, rows, k, generator=generator) * k**-0.5, weights)
 
 
-def int8_layer(tokens, hidden, inner, experts, block_k, generator):
+def int8_layer(tokens, hidden, inner, experts, formats, generator):
     """Arguments with int8 weights, few or many tokens per expert, some experts with none."""
-    weights = form(Encoding.INT8, 1, block_k)
-    w1 = normal_weights(experts, 2 * inner, hidden, weights, generator)
-    w2 = normal_weights(experts, hidden, inner, weights, generator)
+    w1 = normal_weights(experts, 2 * inner, hidden, formats[0], generator)
+    w2 = normal_weights(experts, hidden, inner, formats[1], generator)
     ids = torch.rand(tokens, experts, generator=generator).argsort(dim=1)[:, :2] % (experts - 1)
     return torch.randn(tokens, hidden, generator=generator), w1, w2, torch.rand(tokens, 2, generator=generator), ids
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    ("tokens", "hidden", "inner", "experts", "block_k"),
+    ("tokens", "hidden", "inner", "experts", "formats"),
     [
-        (90, 210, 166, 3, WHOLE),
-        (150, 4096 + 200, 80, 4, WHOLE),  # more K than is asked for together
-        (700, 136, 1100, 3, 192),  # more tokens of an expert than are multiplied together
-        (90, 1030, 300, 9, 64),
-        (90, 1030, 300, 9, 1024),
+        (90, 210, 166, 3, (form(Encoding.INT8, 1, WHOLE), form(Encoding.INT8, 1, 64, DType.BF16))),
+        (150, 4096 + 200, 80, 4, (form(Encoding.INT8, 1, 64), form(Encoding.INT8, WHOLE, WHOLE))),  # K: two pieces
+        (60, 6400, 80, 4, (form(Encoding.INT8, 1, 192), form(Encoding.INT8, 3, 64, DType.E8M0))),  # of blocks too
+        # More tokens of an expert than are multiplied together.
+        (700, 136, 1100, 3, (form(Encoding.INT8, 128, 128), form(Encoding.INT8, 1, 192))),
+        (90, 1030, 1100, 9, (form(Encoding.INT8, 1, 768, DType.FP16), form(Encoding.INT8, 1, 1024))),
     ],
+    ids=str,
 )
-def test_int8_on_tiles(tokens, hidden, inner, experts, block_k, dtype):
+def test_int8_on_tiles(tokens, hidden, inner, experts, formats, dtype):
     """One channel is so large that the others of its block have few bits."""
     generator = torch.Generator().manual_seed(hidden)
-    x, *others = int8_layer(tokens, hidden, inner, experts, block_k, generator)
+    x, *others = int8_layer(tokens, hidden, inner, experts, formats, generator)
     x[:, 77] *= 500.0
     arguments = (x.to(dtype), *others)
     if CpuIsa.AMX_BF16 in instruction_sets.available():
@@ -245,7 +246,8 @@ def test_int8_on_tiles(tokens, hidden, inner, experts, block_k, dtype):
 
 def test_int8_on_tiles_with_everything_around():
     generator = torch.Generator().manual_seed(1)
-    x, w1, w2, topk_weights, ids = int8_layer(MANY, HIDDEN, INNER, EXPERTS, WHOLE, generator)
+    whole = form(Encoding.INT8, 1, WHOLE)
+    x, w1, w2, topk_weights, ids = int8_layer(MANY, HIDDEN, INNER, EXPERTS, (whole, whole), generator)
     arguments = (x.to(torch.bfloat16), w1, w2, topk_weights, ids)
     biases = {
         "w1_bias": torch.randn(EXPERTS, 2 * INNER, generator=generator).to(torch.bfloat16),
@@ -259,25 +261,41 @@ def test_int8_on_tiles_with_everything_around():
     check((arguments[0], ordered, w2, topk_weights, ids), expert_map=expert_map, activation="gelu")
 
 
+def int8_matrix(codes, generator):
+    """Integers, with scales that are powers of two: whatever the order of sums, there is one result."""
+    powers = torch.randint(-1, 2, (*codes.shape[:2], 1), generator=generator)
+    return QuantizedTensor(codes.to(torch.int8), 2.0**powers, form(Encoding.INT8, 1, WHOLE))
+
+
 def test_int8_on_tiles_is_exact_where_16_bits_are_enough():
-    """Integers, and scales that are powers of two: whatever the order, there is one result."""
     generator = torch.Generator().manual_seed(7)
-    whole = form(Encoding.INT8, 1, WHOLE)
-
-    def matrix(rows, k):
-        codes = torch.randint(-128, 128, (EXPERTS, rows, k), generator=generator).to(torch.int8)
-        powers = torch.randint(-1, 2, (EXPERTS, rows, 1), generator=generator)
-        return QuantizedTensor(codes, 2.0**powers, whole)
-
-    w1, w2 = matrix(INNER, HIDDEN), matrix(HIDDEN, INNER)
-    w1.data.clamp_(-2, 2)
-    x = torch.zeros(MANY, HIDDEN)
-    x.scatter_(1, torch.randint(0, HIDDEN, (MANY, 4), generator=generator), 1.0)  # sums: at most 8
+    w1 = int8_matrix(torch.randint(-2, 3, (EXPERTS, INNER, HIDDEN), generator=generator), generator)
+    w2 = int8_matrix(torch.randint(-128, 128, (EXPERTS, HIDDEN, INNER), generator=generator), generator)
+    x = torch.zeros(MANY, HIDDEN)  # sums of the first GEMM: at most 8
+    x.scatter_(1, torch.randint(0, HIDDEN, (MANY, 4), generator=generator), 1.0)
+    x *= torch.randint(0, 2, x.shape, generator=generator) * 2 - 1
     ids = torch.randint(0, EXPERTS, (MANY, TOP_K), generator=generator)
     arguments = (x.to(torch.bfloat16), w1, w2, torch.ones(MANY, TOP_K), ids)
     expected = reference.fused_moe(*arguments, compute_dtype=torch.float64, activation="relu2")
     assert expected.any()
     assert torch.equal(jitmoe.fused_moe(*arguments, activation="relu2"), expected.to(torch.bfloat16))
+
+
+def test_largest_sums_of_int8_on_tiles():
+    """Every product of a block is the largest one there is: 512 of them just fit."""
+    hidden = 1024
+    w1 = int8_matrix(torch.full((1, INNER, hidden), -128), torch.Generator().manual_seed(0))
+    w2 = int8_matrix(torch.eye(hidden, INNER)[None], torch.Generator().manual_seed(1))
+    x = torch.full((MANY, hidden), -1.9921875)
+    x[1::2] *= -1.0
+    arguments = (x.to(torch.bfloat16), w1, w2, torch.ones(MANY, 1), torch.zeros(MANY, 1, dtype=torch.int64))
+    for activation in ("relu2", "gelu"):
+        gated = activation == "gelu"
+        if gated:
+            arguments = (arguments[0], int8_matrix(w1.data.repeat(1, 2, 1), torch.Generator()), *arguments[2:])
+        expected = reference.fused_moe(*arguments, compute_dtype=torch.float64, activation=activation)
+        assert expected.any()
+        assert torch.equal(jitmoe.fused_moe(*arguments, activation=activation), expected.to(torch.bfloat16))
 
 
 QUANTIZED_INPUTS = {
@@ -444,7 +462,7 @@ def test_columns_in_the_order_of_activations(dtype, scale_dtype, tokens):
     [(Encoding.E4M3, 0), (Encoding.E4M3, 0x38), (Encoding.E5M2, 0), (Encoding.E5M2, 0x3C), (Encoding.INT8, 0)],
     ids=lambda value: value.value if isinstance(value, Encoding) else hex(value),
 )
-@pytest.mark.parametrize("tokens", [2, 40])
+@pytest.mark.parametrize("tokens", [2, 40, 100])
 def test_every_code_has_its_value(encoding, beside, tokens):
     """Row n of w2 is code n along K, after 32 others (0 or 1); subnormal numbers count. Infinity and NaN spread.
 
@@ -536,14 +554,15 @@ def test_long_rows_with_outliers(weights):
         check((x.to(dtype), w1, w2, torch.rand(5, 2, generator=generator), ids))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e37])
 @pytest.mark.parametrize(
-    ("weights", "tokens"), [(form(Encoding.INT4, 1, 32), FEW), (form(Encoding.INT8, 1, WHOLE), MANY)], ids=str
+    ("weights", "tokens"), [(form(Encoding.INT4, 1, 32), FEW), (form(Encoding.INT8, 1, 64), MANY)], ids=str
 )
 def test_inputs_that_are_not_finite_stay_in_their_row(weights, tokens, bad):
+    """Neither do those whose intermediate is not."""
     arguments = tensors(tokens, (weights, weights))
     clean = jitmoe.fused_moe(*arguments)
-    arguments[0][1, 5] = bad
+    arguments[0][1, -5] = bad
     arguments[0][2] = 0.0
     result = jitmoe.fused_moe(*arguments)
     assert not result[1].isfinite().any()

@@ -115,13 +115,27 @@ def test_scales_of_blocks_follow_their_tiles():
     assert sizes["x_scale"] == 64 * 4 * 8
 
 
+def test_bytes_of_fixed_point_inputs_follow_each_other():
+    problem = quantized(
+        Encoding.INT8, 0, num_tokens=64, num_experts=8, top_k=2, hidden_size=1000, intermediate_size=500
+    )
+    device = cpu_device(cpu_isa=CpuIsa.AMX_BF16)
+    choice = cpu.choose(problem, device)
+    plan = cpu.launches(problem, device, choice)
+    sizes = {buffer.name: buffer.num_bytes for buffer in plan.buffers}
+    gate_up = next(launch for launch in plan.launches if launch.spec == choice.gate_up)
+    assert sizes["panels"] == gate_up.global_size[0] * choice.block_tokens * (2 * 1024 + 4 * 2)
+    assert sizes["y_rows"] == (64 * 2 + 8 * 15) * (2 * 512 + 4 * 1)
+    assert (sizes["x_rows"], sizes["x_scale"]) == (64 * 2 * 1024, 64 * 4 * 2)
+
+
 @pytest.mark.parametrize(
     ("forms", "changes", "tokens"),
     [
         ((None, None), {}, cpu.ROWS_TOKENS),
         ((None, None), {"dtype": DType.FP16}, cpu.ROWS_TOKENS),
-        (((Encoding.INT4, 128), (Encoding.UINT4, 32)), {}, cpu.ROWS_TOKENS_4_BITS),
-        (((Encoding.INT8, 0), (Encoding.UINT4, 32)), {}, cpu.ROWS_TOKENS),
+        (((Encoding.INT8, 0), (Encoding.UINT4, 32)), {}, cpu.ROWS_TOKENS_INTEGERS),
+        (((Encoding.INT8, 0), (Encoding.INT8, 64)), {}, cpu.ROWS_TOKENS),
         (((Encoding.E2M1, 32), (Encoding.E4M3, 128)), {}, cpu.ROWS_TOKENS),
         (((Encoding.INT4, 128), None), {}, cpu.ROWS_TOKENS),
         (((Encoding.INT4, 96), (Encoding.INT4, 96)), {}, cpu.ROWS_TOKENS_OTHERS),  # no whole chunks

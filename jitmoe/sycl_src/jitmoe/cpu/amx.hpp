@@ -95,8 +95,8 @@ template <int num_x> inline void store_sums(float* sums) {
 // How tiles are multiplied: the instruction.
 enum class Dot { bf16, fp16, int8, int16 };
 
-// Two weight tiles times num_x token tiles; `dot`, or `first` and `second` of the token tiles, is the instruction's name. Loads come just before they are needed, and
-// the token tile that comes last with the first weights is the first with the second.
+// Two weight tiles times num_x token tiles; `dot`, or `first` and `second` for each of two, is the instruction's name. Loads
+// come just before they are needed, and the token tile that comes last with the first weights is the first with the second.
 #define JITMOE_TILES_1(dot)                            \
   "tileloadd (%2,%4,1), %%tmm7\n\t"                    \
   "tileloadd (%0,%3,1), %%tmm6\n\t"                    \
@@ -132,7 +132,9 @@ template <Dot dot, int num_x>
 inline void multiply(const uint8* w0, const uint8* w1, int64 w_stride_bytes, const uint32* x, int64 x_step) {
   static_assert(dot != Dot::int16 || num_x == 2, "high and low bytes");
 #ifdef __SYCL_DEVICE_ONLY__
-#define JITMOE_ONE(dot) asm volatile(JITMOE_TILES_1(dot) : : "r"(w0), "r"(w1), "r"(x), "r"(w_stride_bytes), "r"(int64(64)) : "memory")
+#define JITMOE_ONE(dot)                                                                                   \
+  asm volatile(JITMOE_TILES_1(dot)                                                                        \
+               : : "r"(w0), "r"(w1), "r"(x), "r"(w_stride_bytes), "r"(int64(64)) : "memory")
 #define JITMOE_TWO(first, second)                                                                         \
   asm volatile(JITMOE_TILES_2(first, second)                                                              \
                : : "r"(w0), "r"(w1), "r"(x), "r"(x + x_step), "r"(w_stride_bytes), "r"(int64(64)) : "memory")

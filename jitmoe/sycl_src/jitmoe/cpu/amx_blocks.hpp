@@ -70,8 +70,11 @@ template <amx::Dot dot> class SumBlocks {
 #pragma unroll
       for (int n = 0; n < kUnitRows; ++n) {
         auto number = load<Vec<Product, amx::kTokens>>(from + n * amx::kTokens);
-        if constexpr (dot == amx::Dot::int16)
-          number = (number << 8) + load<Vec<Product, amx::kTokens>>(from + 2 * amx::kTileFloats + n * amx::kTokens);
+        if constexpr (dot == amx::Dot::int16) {
+          using U = Vec<uint32, amx::kTokens>;  // 256 times the high part may leave int32, the sum does not
+          number = bit_cast<decltype(number)>((bit_cast<U>(number) << 8) +
+                                              load<U>(from + 2 * amx::kTileFloats + n * amx::kTokens));
+        }
         const F product = __builtin_convertvector(number, F);
         const F scale = token_scale * row_scales[n];
         if constexpr (decltype(first)::value) store(to + n * amx::kTokens, product * scale);

@@ -38,8 +38,8 @@ template <class Config> constexpr bool elements_are_pairs() {
 template <class B> struct CodeRows : WeightRows<uint8> {
   B blocks[2];
 
-  // See sum_block_of. Scales of blocks first .. first + count - 1: to[block][row], 0 for rows that do not exist. Those of the next 32 rows are
-  // asked for.
+  // See sum_block_of. Scales of blocks first .. first + count - 1: to[block][row], 0 for rows that do not exist. Those of the
+  // next 32 rows are asked for.
   void read_scales(int64 first, int count, float (*to)[2 * amx::kRows]) const {
     const bool is_dense = blocks[1].weights.row == blocks[0].weights.row + amx::kRows;
     const int64 ahead = (is_dense ? 2 : 1) * amx::kRows;
@@ -84,19 +84,20 @@ template <class Config> struct TileCodes {
                 "what fp16 holds, see scaled_codes.hpp");
   static_assert(!(scales_sums<Config>() && B::has_zero_point), "zero points of blocks belong to their scales");
 
-  // Converts kTogether vectors, vector i by convert_of(i).
-  template <class ConvertOf> static void convert_together(const uint8* codes, uint16* to, const ConvertOf& convert_of) {
-    using Bits = typename decltype(convert_of(0))::Bits;
+  // Converts kTogether vectors, each `vectors` of them by the next of `converters`.
+  template <int vectors, class Convert>
+  static void convert_together(const uint8* codes, uint16* to, const Convert* converters) {
+    using Bits = typename Convert::Bits;
     if constexpr (!__is_same(Bits, NoBits)) {
       typename S::units pairs[kTogether];
       if (Bits::to_bf16_in_order(codes, pairs)) [[likely]] {
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) store(to + i * amx::kStep, convert_of(i).scaled(pairs[i]));
+        for (int i = 0; i < kTogether; ++i) store(to + i * amx::kStep, converters[i / vectors].scaled(pairs[i]));
         return;
       }
     }
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) store(to + i * amx::kStep, convert_of(i)(codes + i * W::step_bytes));
+    for (int i = 0; i < kTogether; ++i) store(to + i * amx::kStep, converters[i / vectors](codes + i * W::step_bytes));
   }
 
   // Part of a row of codes: whole vectors of it, then perhaps one that K ends in.
@@ -114,7 +115,7 @@ template <class Config> struct TileCodes {
       const int64 end = block_end < whole ? block_end : whole;
 #pragma clang loop unroll(disable)
       for (; v + kTogether <= end; v += kTogether)
-        convert_together(codes + v * W::step_bytes, to + v * amx::kStep, [&](int) { return convert; });
+        convert_together<kTogether>(codes + v * W::step_bytes, to + v * amx::kStep, &convert);
 #pragma clang loop unroll(disable)
       for (; v < end; ++v) store(to + v * amx::kStep, convert(codes + v * W::step_bytes));
       if (v == whole && v < vectors && v < block_end) {
@@ -133,14 +134,16 @@ template <class Config> struct TileCodes {
                                             uint16* to) {
     int64 v = 0;
     int block = 0;
-    if constexpr (kBlockVectors < kTogether && kTogether % kBlockVectors == 0)  // parts begin with a block
+    if constexpr (kBlockVectors == 1 || kBlockVectors == 2)  // parts begin with a block
 #pragma clang loop unroll(disable)
-      for (; v + kTogether <= part.whole; v += kTogether)
-      {
-        convert_together(codes + v * W::step_bytes, to + v * amx::kStep, [&](int i) {
-          return Convert(scales[block + i / kBlockVectors], zeros[block + i / kBlockVectors]);
-        });
-        block += kTogether / kBlockVectors;
+      for (; v + kTogether <= part.whole; v += kTogether, block += kTogether / kBlockVectors) {
+        const auto convert = [&](int i) { return Convert(scales[block + i], zeros[block + i]); };
+        const auto use = [&](const auto&... converters) {
+          const Convert all[] = {converters...};
+          convert_together<kBlockVectors>(codes + v * W::step_bytes, to + v * amx::kStep, all);
+        };
+        if constexpr (kBlockVectors == 1) use(convert(0), convert(1), convert(2), convert(3));
+        else use(convert(0), convert(1));
       }
 #pragma clang loop unroll(disable)
     for (; v < part.vectors; ++block) v = part.convert_block(codes, v, block, Convert(scales[block], zeros[block]), to);

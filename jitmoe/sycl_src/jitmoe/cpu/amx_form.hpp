@@ -5,10 +5,10 @@
 //       staged: `stage` writes a piece of them as bf16 (or fp16) [2][16][staged_k] to a small buffer. So a weight format
 //       is one staging function.
 //   X   token tiles [K / 32][16 units][16 tokens], token_tile_dwords<W>(K) apart, zero past K
-//   C   sums[token tile][2][16 rows][16 tokens], fp32 (int32 if int8 are multiplied)
+//   C   sums[token tile][2][16 rows][16 tokens], fp32 (int32 if int8 are multiplied and blocks have no scales)
 //
-// Quantized weights and inputs with scales for blocks of K (sum_block_of<W>): the sums of each block are scaled and added
-// up in fp32 (amx_blocks.hpp). The inputs' scales, [blocks][16 tokens] fp32, follow each of X's tiles.
+// Quantized weights and inputs with scales for blocks of K (sum_block_of<W>), int8 with 16-bit fixed-point inputs among them:
+// the sums of each block are scaled and added up in fp32 (amx_blocks.hpp). The inputs' scales, [blocks][16 tokens] fp32, follow each of X's tiles.
 //
 // An element of K is a bf16 or an fp16, or two int8 (amx.hpp). Where tokens have parts_of<W> parts, each tile of X is followed
 // by one with their low parts.
@@ -316,6 +316,7 @@ template <class W, class Beside>
   constexpr int64 most_scaled = has_blocks ? kMaxBlocks * sum_block_of<W> : kPieceK;
   const int64 most = in_place ? (most_scaled < kPieceK ? most_scaled : kPieceK) : W::staged_k / weight_parts_of<W>;
   static_assert(!takes_turns<W>() || W::turn_k == W::staged_k, "a part is one piece");
+  static_assert(!has_blocks || W::staged_k <= most_scaled, "a piece's blocks have their scales in scratch");
   int64 first_block = 0, scaled_k = 0;  // blocks from the one up to the other have their scales in scratch
   Lines lines;
   int lines_per_row = 0, lines_per_step = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Rounding of inputs to numbers of a kind: int8 or FP8, because the caller asked for it, or 16-bit fixed point, which integer
-// codes are multiplied with (amx_codes.hpp). Results are floats that hold these numbers exactly.
+// Rounding of inputs to numbers of a kind: int8 or FP8, because the caller asked for it, or 16-bit fixed point, which int8
+// weights are multiplied with on tiles (amx_codes.hpp). Results are floats that hold these numbers exactly.
 #pragma once
 
 #include <jitmoe/cpu/simd.hpp>
@@ -14,9 +14,9 @@ template <DType kind> constexpr float largest() {
   else return 57344.0f;
 }
 
-// The scale of numbers whose largest magnitude is `most`, 1 where that is 0. That of 16-bit fixed point is a power of two, so
-// that a bf16 is exact unless it is smaller than a 256th of the largest number; at least 2^-100, as products of smaller ones
-// and weight scales are subnormal, which takes a hundred cycles; NaN where `most` is infinite.
+// The scale of numbers whose largest magnitude is `most`. That of int8 and FP8 is 1 where `most` is 0. That of 16-bit fixed
+// point is a power of two, so that every bf16 of at least a 128th of the largest number is exact; at least 2^-100, as
+// products of smaller ones and weight scales are subnormal, which takes a hundred cycles; NaN where `most` is infinite.
 template <DType kind, int lanes> inline Vec<float, lanes> input_scale(Vec<float, lanes> most) {
   using F = Vec<float, lanes>;
   if constexpr (kind == DType::int16) {

@@ -9,7 +9,7 @@
 //
 // | tensor        | shape                   | dtype         | layout, owner
 // | inter         | [slots / 16][I / 2][16] | pairs of dtype | workspace, from cpu_gate_up_amx
-// | y_rows        | [slots / 16][I / n][16] | n of x_dtype  | read instead of inter if x_prepared; workspace, from cpu_tiles
+// | y_rows        | [slots / 16][I / n][16] | n of x_dtype  | read instead of inter if x_prepared; workspace, as in cpu_tiles.hpp
 // |               |                         |               | each tile followed by its scales if blocks of K have their
 // |               |                         |               | own (cpu/amx_form.hpp)
 // | y_scale       | [slots]                 | fp32          | likewise, if all of K has one
@@ -26,7 +26,7 @@
 // nd_range: (ranges of h_block columns), work-groups of 1 work-item. A step is 32 columns of one expert. Beside its
 // multiplications, the step before it is scaled and added to the sums, and its own sums and the next tokens are asked for.
 // Local memory: the sums of two steps, or of all that take turns (cpu/amx_form.hpp), staged weights.
-// Numerics: fp32 accumulation (products in int32 if x_dtype is int8); routing weight applied in fp32; rounded once.
+// Numerics: fp32 accumulation (products in int32 if x_dtype is int8, those of a block of K if it is int16); routing weight applied in fp32; rounded once.
 #pragma once
 
 #include <jitmoe/cpu/amx_codes.hpp>

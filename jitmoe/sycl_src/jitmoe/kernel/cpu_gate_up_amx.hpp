@@ -8,11 +8,12 @@
 // |               |                      |       | w1_scale and w1_zero_point as in cpu_gate_up.hpp
 // | w1_up, w1_bias, topk_weights         |       | as in cpu_gate_up.hpp
 // | x_rows, x_scale                      |       | read instead of hidden_states if x_prepared, as in cpu_gate_up.hpp;
-// |               |                      |       | int8, with an even H, or bf16
+// |               |                      |       | bf16, or with an even H int8 or int16 in planes of bytes
 // | topk_ids, expert_map                 |       | read if few_pairs; caller's
 // | sorted_pairs, groups                 |       | read otherwise; workspace, from route_serial
 // | panels        | [num_items][block_tokens][H] | x_dtype | workspace, token tiles of one work-item's current block, each
-// |               |                      |       | followed by its scales if blocks of K have their own (amx_form.hpp)
+// |               |                      |       | followed by its scales if blocks of K have their own (amx_form.hpp);
+// |               |                      |       | int16: high and low bytes in turn
 // | inter         | [slots / 16][I / 2][16]      | pairs of dtype | workspace, token tiles (cpu/amx_form.hpp), zero past I;
 // |               | [slots / 16][I][16]          | fp32  | if inter_is_fp32 (it will be quantized, cpu_tiles.hpp)
 //
@@ -24,8 +25,8 @@
 // without a gate.
 // Beside the multiplications of a step, the step before it is scaled, activated and stored; the next tokens are asked for.
 // Local memory: the sums of two steps, or of all that take turns (cpu/amx_form.hpp), staged weights.
-// Numerics: fp32 accumulation in a fixed order (int32 if x_dtype is int8); activation and product in fp32; rounded once
-// to dtype (not at all if inter_is_fp32).
+// Numerics: fp32 accumulation in a fixed order (int32 if x_dtype is int8, and within a block of K if it is int16); activation
+// and product in fp32; rounded once to dtype (not at all if inter_is_fp32).
 #pragma once
 
 #include <jitmoe/cpu/amx_codes.hpp>

@@ -22,7 +22,8 @@
 //
 // Rows by slot have one row per pair, at its place in the intermediate (cpu/routing.hpp); otherwise one per token.
 // nd_range: (num_items), work-groups of 1 work-item, which take every num_items-th row.
-// Numerics: fp32; ties to even; input_scale and rounding in cpu/round_input.hpp. FP8 values are stored as bf16 or fp32, which hold them exactly.
+// Numerics: fp32; ties to even; input_scale and rounding in cpu/round_input.hpp. FP8 values are stored as bf16 or fp32, which
+// hold them exactly.
 #pragma once
 
 #include <jitmoe/cpu/round_input.hpp>
@@ -114,14 +115,14 @@ template <class Config> inline void cpu_rows(const CpuRowsArgs& args) {
         auto* const plane = reinterpret_cast<uint8*>(to) + at / kPlane * (2 * kPlane) + at % kPlane;
         store(plane, __builtin_convertvector(number >> 8, Vec<uint8, lanes>));
         store(plane + kPlane, __builtin_convertvector(number, Vec<uint8, lanes>));
-        return;
+      } else {
+        to_t block[lanes];
+        if constexpr (Config::to_dtype == DType::int8) store(block, __builtin_convertvector(value, Vec<int8, lanes>));
+        else store_floats<Config::to_dtype, lanes>(block, value);
+        if (count >= lanes) __builtin_memcpy(to + at, block, sizeof(block));
+        else
+          for (int i = 0; i < count; ++i) to[at + i] = block[i];
       }
-      to_t block[lanes];
-      if constexpr (Config::to_dtype == DType::int8) store(block, __builtin_convertvector(value, Vec<int8, lanes>));
-      else store_floats<Config::to_dtype, lanes>(block, value);
-      if (count >= lanes) __builtin_memcpy(to + at, block, sizeof(block));
-      else
-        for (int i = 0; i < count; ++i) to[at + i] = block[i];
     };
     if constexpr (!Config::is_quantized) {
       for (int64 at = 0; at < size; at += lanes) store_values(at, size - at, values(at, size - at));

@@ -8,15 +8,16 @@
 // | inter     | [slots / 16][I][16]     | fp32         | workspace, from cpu_gate_up_amx; I rounded up to 32
 // | a2_scale  | [E] or one              | fp32         | if is_given; caller's, given_stride 1 or 0
 // | groups    |                         |              | workspace, from route_serial
-// | y_rows    | [slots / 16][I / n][16] | n of to_dtype in a dword: 4 int8, 2 bf16, or 4 high and 4 low bytes of int16 in two |
-// |           |                         |              | workspace, token tiles (cpu/amx_form.hpp), zero past I; if
+// | y_rows    | [slots / 16][I / n][16] | n of to_dtype in a dword: 4 int8 or 2 bf16 | workspace, token tiles
+// |           |                         |              | (cpu/amx_form.hpp), zero past I; of int16 a tile of 4 high
+// |           |                         |              | bytes in a dword, then one of 4 low bytes, in turn; if
 // |           |                         |              | block_k is not 0, each followed by [blocks of block_k][16]
 // |           |                         |              | scales, fp32
 // | y_scale   | [slots]                 | fp32         | otherwise; workspace
 //
 // Lanes are tokens from reading to writing. Places that no token has are computed and never read.
 // nd_range: (num_items), work-groups of 1 work-item, which take every num_items-th tile of 16 tokens.
-// Numerics: fp32; ties to even; input_scale and rounding in cpu/round_input.hpp; bf16 hold FP8 and int8 numbers exactly. A NaN makes its token's scale NaN.
+// Numerics: fp32; ties to even; input_scale and rounding in cpu/round_input.hpp; bf16 hold FP8 and int8 exactly. A NaN makes its token's scale NaN.
 #pragma once
 
 #include <jitmoe/cpu/amx_form.hpp>
@@ -89,7 +90,7 @@ template <class Config> inline void cpu_tiles(const CpuTilesArgs& args) {
           if (per_unit * u + j < size) {
             const U number = bits(rounded(per_unit * u + j));
             unit |= (number & mask) << (32 / per_unit * j);
-            high |= (number >> 8 & mask) << (32 / per_unit * j);
+            if constexpr (has_planes) high |= (number >> 8 & mask) << (32 / per_unit * j);
           }
         if constexpr (has_planes) {
           store(to + high_unit(u), high);
