@@ -52,8 +52,8 @@ def router_of(model_type: str, config: Mapping[str, Any], *, name: str, num_expe
         ModelError: a key's value is not what the model's code takes.
     """
     router = READERS[model_type](_Keys(name, config), top_k)
-    objection = router.routing.objection(num_experts) if router.routing is not None else ""
-    return Router(unknown=objection) if objection else router
+    objection = None if router.routing is None else router.routing.objection(num_experts)
+    return router if objection is None else Router(unknown=str(objection))
 
 
 class _Keys:

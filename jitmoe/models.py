@@ -410,6 +410,7 @@ _QUANTIZED = re.compile(
 )
 _SHAPE = re.compile(r"^(?:[HIEk]=?\d+(?:[, _x-]|$)){4}$")
 _SHAPE_PART = re.compile(r"([HIEk])=?(\d+)")
+_LIKE_SHAPE = re.compile(r"^H=?\d+(?:[, _x-][A-Za-z]=?\d+)*$")
 
 
 def _plain(name: str) -> str:
@@ -461,6 +462,10 @@ def find_model(what: str) -> MoEModel:
         raise ModelError(model=what, reason=f"this folder holds no {CONFIG_NAME}")
     if path.suffix == ".json" or what.startswith((".", "~")) or path.is_absolute():
         raise ModelError(model=what, reason="no such file or folder")
+    if _LIKE_SHAPE.match(what):
+        raise ModelError(
+            model=what, reason="sizes are H, I, E and k, each once and at least 1", advice="Such as H2048,I768,E128,k8"
+        )
     quantized = _QUANTIZED.search(plain)
     base = plain[: quantized.start()] if quantized else plain
     if quantized and _ALIASES.get(_plain(base), _plain(base)) in MODELS:

@@ -66,8 +66,9 @@ def routing_problem(facts: Facts, routing: Routing) -> RoutingProblem:
     num_tokens, num_experts = check_logits(logits)
     dtype = check_dtype("router_logits", logits, COMPUTE_DTYPES)
     objection = routing.objection(num_experts)
-    if objection:
-        raise ArgumentError(argument="routing", got=objection, expected=f"a router of E = {num_experts} experts")
+    if objection is not None:
+        of_routing = "" if objection.field == "router_logits" else "routing."
+        raise ArgumentError(argument=of_routing + objection.field, got=objection.got, expected=objection.expected)
     if num_tokens * routing.num_slots > MAX_PAIRS:
         raise ArgumentError(
             argument="router_logits", got=f"M = {num_tokens}", expected=f"M * {routing.num_slots} slots <= {MAX_PAIRS}"

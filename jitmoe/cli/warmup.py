@@ -274,7 +274,7 @@ def _prepare(options: argparse.Namespace, settings: knobs.Knobs, model: MoEModel
                 print(f"\nM = {bucket.tokens}")
                 print(pipeline.explain(bucket.problem, one.target.device))
     if options.dry_run:
-        return _dry_run(Pipeline(settings, cache=look_only_cache(settings)), work)
+        return _dry_run(Pipeline(settings, cache=look_only_cache(settings)), work, quiet=options.quiet)
     if options.explain:
         print()
     return _warm_up(Pipeline(settings), work, quiet=options.quiet)
@@ -333,7 +333,7 @@ def _spec_words(spec: KernelSpec) -> tuple[str, str]:
     return kernel, constants.removesuffix(")")
 
 
-def _dry_run(pipe: Pipeline, work: list[Work]) -> int:
+def _dry_run(pipe: Pipeline, work: list[Work], *, quiet: bool) -> int:
     total = missing = 0
     for one in work:
         specs = one.specs
@@ -343,6 +343,8 @@ def _dry_run(pipe: Pipeline, work: list[Work]) -> int:
             missing += entry is None
             rows.append((str(number), "cached" if entry is not None else "missing", *_spec_words(spec)))
         total += len(specs)
+        if quiet:
+            continue
         print(f"\n{one.target.words}: {terminal.count(len(specs), 'binary', 'binaries')}")
         print(terminal.shorten(terminal.text_table(rows, right=(0,))))
         names = {spec: number for number, spec in enumerate(specs, 1)}
@@ -351,7 +353,9 @@ def _dry_run(pipe: Pipeline, work: list[Work]) -> int:
             for bucket in calls.buckets:
                 kernels = ", ".join(f"{spec.KERNEL} ({names[spec]})" for spec in bucket.plan.specs)
                 print(terminal.shorten(f"  M {bucket.tokens:<14}{kernels}"))
-    print(f"\n{terminal.count(total, 'binary', 'binaries')}: {total - missing} cached, {missing} to compile")
+    if not quiet:
+        print()
+    print(f"{terminal.count(total, 'binary', 'binaries')}: {total - missing} cached, {missing} to compile")
     _print_layers(pipe)
     return EXIT_OK
 

@@ -277,6 +277,12 @@ def fused_moe(
             a2_scale=a2_scale, expert_map=expert_map, inplace=inplace,
         )  # fmt: skip
         return routed_grouped_gemm(hidden_states, w1, w2, top_k, out, queue)
+    if topk_weights is None and router_logits is None:
+        raise ArgumentError(
+            argument="topk_weights",
+            got="None",
+            expected="weights with topk_ids, router_logits with routing instead, or top_k (one matrix per expert)",
+        )
     op, given, options = _collect(
         *(hidden_states, w1, w2, topk_weights, topk_ids, activation, swiglu_alpha, swiglu_limit, interleaved, w1_up),
         *(w1_bias, w2_bias, apply_router_weight_on_input, input_quant, a1_scale, a2_scale, expert_map, out),

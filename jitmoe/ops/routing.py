@@ -157,13 +157,14 @@ def _router(**fields: Any) -> Routing:
 
 # What Routing and route call the arguments of their short forms, where a router as a whole is no argument.
 _NAMES = {
-    "routing": "router_logits",
+    "routing.top_k": "top_k",
     "scaling_factor": "routed_scaling_factor",
     "num_shared_experts": "num_fused_shared_experts",
 }
 _GROUPED_NAMES = {
     **_NAMES,
     "num_groups": "num_expert_group",
+    "routing.num_groups": "num_expert_group",
     "topk_groups": "topk_group",
     "scoring": "scoring_func",
     "correction_bias": "e_score_correction_bias",

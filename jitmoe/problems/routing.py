@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from jitmoe.device import DeviceKind
 from jitmoe.errors import ArgumentError
@@ -39,6 +39,17 @@ class GroupScore(str, Enum):
 
     MAX = "max"  # its best expert's choice value (DeepSeek-V2)
     TOP2_SUM = "top2_sum"  # the sum of its two best (DeepSeek-V3)
+
+
+class Objection(NamedTuple):
+    """Why logits cannot be routed: ``field``, of ``Routing`` or router_logits, is ``got`` instead of ``expected``."""
+
+    field: str
+    got: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: expected {self.expected}, got {self.got}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,19 +146,21 @@ class Routing:
         """Columns of the result: k and the shared experts."""
         return self.top_k + self.num_shared_experts
 
-    def objection(self, num_experts: int) -> str:
-        """Returns why ``num_experts`` logits cannot be routed this way, "" if they can."""
+    def objection(self, num_experts: int) -> Objection | None:
+        """Returns why ``num_experts`` logits cannot be routed this way, None if they can."""
         if not 1 <= num_experts <= MAX_EXPERTS:
-            return f"E = {num_experts} is not from 1 to {MAX_EXPERTS}"
+            return Objection("router_logits", f"E = {num_experts}", f"1 to {MAX_EXPERTS} experts")
         if num_experts % self.num_groups:
-            return f"E = {num_experts} does not divide into num_groups = {self.num_groups}"
+            return Objection("num_groups", str(self.num_groups), f"a divisor of E = {num_experts}")
         group_size = num_experts // self.num_groups
         if self.num_groups > 1 and self.group_score is GroupScore.TOP2_SUM and group_size < 2:
-            return f"groups of {group_size} expert have no two best (group_score = top2_sum)"
+            return Objection(
+                "num_groups", str(self.num_groups), "groups with two best experts (group_score = top2_sum)"
+            )
         remaining = self.topk_groups * group_size
         if self.top_k > remaining:
-            return f"top_k = {self.top_k} exceeds the {remaining} experts to choose from"
-        return ""
+            return Objection("top_k", str(self.top_k), f"at most the {remaining} experts to choose from")
+        return None
 
     def capacity(self, num_tokens: int, num_experts: int) -> int | None:
         """Returns the most tokens that an expert may get, None without a limit."""

@@ -71,9 +71,9 @@ def load_fp8(data: Any, scale: Any, *, block: tuple[int, int] = (128, 128), k_ma
 
     Args:
         data: float8 e4m3 or e5m2, [E, N, K]; [E, K, N] with ``k_major`` (transposed once).
-        scale: float32, bf16 or fp16. One element or [1, 1, 1]: per tensor. [E] or [E, 1, 1]: per expert. [E, N] or
-            [E, N, 1]: per channel. [E, ceil(N / block_n), ceil(K / block_k)]: blocks (last two swapped with
-            ``k_major``).
+        scale: float32, bf16, fp16 or float8_e8m0fnu. One element or [1, 1, 1]: per tensor. [E] or [E, 1, 1]: per
+            expert. [E, N] or [E, N, 1]: per channel. [E, ceil(N / block_n), ceil(K / block_k)]: blocks (last two
+            swapped with ``k_major``).
         block: (block_n, block_k) of block scales, each at least 1.
     """
     data, scale = _torch("data", data), _torch("scale", scale)
@@ -123,7 +123,10 @@ def _eight_bits(data: Any, scale: Any, encoding: Encoding, block: tuple[int, int
             f"{block[1]} of [N, K] = [{n}, {k}])",
         )
     form = WeightFormat(
-        encoding=encoding, scale_dtype=_scale_dtype(scale), block_n=granularity[0], block_k=granularity[1]
+        encoding=encoding,
+        scale_dtype=_scale_dtype(scale, also=(DType.E8M0,)),
+        block_n=granularity[0],
+        block_k=granularity[1],
     )
     return QuantizedTensor(data, scale, form)
 
@@ -313,10 +316,15 @@ def _rank3(name: str, value: Any, expected: str, dtype: DType | None = None) -> 
     return shape
 
 
-def _scale_dtype(scale: Any, name: str = "scale") -> DType:
+def _scale_dtype(scale: Any, name: str = "scale", *, also: tuple[DType, ...] = ()) -> DType:
     info = describe(name, scale)
-    if info.dtype not in COMPUTE_DTYPES:
-        raise ArgumentError(argument=name, got=f"dtype {info.dtype_name}", expected="dtype fp32, bf16 or fp16")
+    if info.dtype not in (*COMPUTE_DTYPES, *also):
+        names = ["fp32", "bf16", "fp16", *(dtype.value for dtype in also)]
+        raise ArgumentError(
+            argument=name,
+            got=f"dtype {info.dtype_name}",
+            expected=f"dtype {', '.join(names[:-1])} or {names[-1]}",
+        )
     assert info.dtype is not None
     return info.dtype
 

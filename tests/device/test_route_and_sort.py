@@ -197,7 +197,7 @@ ROUTE_ERRORS = [
     ({"router_logits": torch.zeros(4)}, "router_logits"),
     ({"router_logits": torch.zeros(4, 8, dtype=torch.float64)}, "router_logits"),
     ({"router_logits": torch.zeros(8, 4).T}, "router_logits"),
-    ({"router_logits": torch.zeros(4, 1)}, "routing"),
+    ({"router_logits": torch.zeros(4, 1)}, "routing.top_k"),
     ({"routing": "softmax"}, "routing"),
     ({"correction_bias": torch.zeros(7)}, "correction_bias"),
     ({"correction_bias": torch.zeros(8, dtype=torch.int32)}, "correction_bias"),
@@ -424,7 +424,7 @@ GROUPED = {"top_k": 2, "renormalize": True, "num_expert_group": 2, "topk_group":
 SHORT_FORMS = {
     "groups": (jitmoe.grouped_topk, {**GROUPED, "num_expert_group": 99}, "num_expert_group: "),
     "groups that do not divide E": (
-        jitmoe.grouped_topk, {**GROUPED, "num_expert_group": 3}, "router_logits: .* num_expert_group = 3"),
+        jitmoe.grouped_topk, {**GROUPED, "num_expert_group": 3}, "num_expert_group: expected a divisor of E = 8"),
     "groups that remain": (jitmoe.grouped_topk, {**GROUPED, "topk_group": 3}, "topk_group: "),
     "scoring": (jitmoe.grouped_topk, {**GROUPED, "scoring_func": "relu"}, "scoring_func: "),
     "factor": (jitmoe.grouped_topk, {**GROUPED, "routed_scaling_factor": "a"}, "routed_scaling_factor: "),
@@ -445,7 +445,7 @@ SHORT_FORMS = {
     "softmax, shared": (jitmoe.topk_softmax, {"top_k": 2, "num_fused_shared_experts": 0.5}, "num_fused_shared_exp"),
     "sigmoid, factor": (jitmoe.topk_sigmoid, {"top_k": 2, "routed_scaling_factor": None}, "routed_scaling_factor: "),
     "softmax, bias": (jitmoe.topk_softmax, {"top_k": 2, "correction_bias": torch.zeros(9)}, "correction_bias: "),
-    "too many": (jitmoe.topk_sqrt_softplus, {"top_k": 9}, "router_logits: .* top_k = 9 exceeds the 8 experts"),
+    "too many": (jitmoe.topk_sqrt_softplus, {"top_k": 9}, "top_k: expected at most the 8 experts to choose from"),
 }  # fmt: skip
 
 

@@ -104,6 +104,7 @@ LOGITS = torch.zeros(5, 4)
 REFUSED = [
     ("topk_ids", {"topk_ids": None, "renormalize": True}),
     ("topk_weights", {"router_logits": LOGITS, "routing": jitmoe.Routing(top_k=2)}),
+    ("topk_weights", {"topk_weights": None, "topk_ids": None}),
     ("routing", {"topk_weights": None, "topk_ids": None, "router_logits": LOGITS}),
     ("routing", {"routing": jitmoe.Routing(top_k=2)}),
     ("renormalize", {"topk_weights": None, "topk_ids": None, "router_logits": LOGITS, "renormalize": True,

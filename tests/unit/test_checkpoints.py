@@ -12,6 +12,7 @@ import jitmoe
 from jitmoe import reference
 from jitmoe.arguments.fused_moe import check_no_order
 from jitmoe.errors import ArgumentError
+from jitmoe.problems.fused_moe import DType
 
 E, N, K, GROUP = 2, 24, 64, 16
 
@@ -124,6 +125,16 @@ def test_a_part_of_the_rows_of_packed_words_stays_a_view():
     loaded = jitmoe.load_compressed_tensors(packed, scale[:, N:])
     assert loaded.data.data_ptr() == packed.data_ptr()
     assert torch.equal(reference.dequantize(loaded, dtype=torch.float64), (codes - 8)[:, N:] * scale[:, N:].double())
+
+
+def test_fp8_blocks_with_powers_of_two():
+    """As in checkpoints whose scale_fmt is ue8m0."""
+    values = torch.randn(E, 256, 256).to(torch.float8_e4m3fn)
+    exponents = torch.randint(120, 134, (E, 2, 2), dtype=torch.uint8)
+    loaded = jitmoe.load_fp8(values, exponents.view(torch.float8_e8m0fnu))
+    assert loaded.format.scale_dtype is DType.E8M0
+    as_floats = jitmoe.load_fp8(values, 2.0 ** (exponents.float() - 127.0))
+    assert torch.equal(reference.dequantize(loaded), reference.dequantize(as_floats))
 
 
 @pytest.mark.parametrize("load", [jitmoe.load_fp8, jitmoe.load_int8])

@@ -127,6 +127,9 @@ def test_dry_run_compiles_nothing_and_makes_no_folder(compiler, capsys, tmp_path
     capsys.readouterr()
     warmup.main(["qwen3-30b-a3b", "--device", "pvc", "--dry-run"])
     assert ", 0 to compile" in capsys.readouterr().out
+    warmup.main(["qwen3-30b-a3b", "--device", "pvc", "--dry-run", "-q"])
+    summary = capsys.readouterr().out
+    assert ", 0 to compile" in summary and len(summary.splitlines()) == 4  # model, router, count, cache
 
 
 def test_explain_shows_each_bucket(compiler, capsys):

@@ -213,6 +213,12 @@ def test_a_typo_is_answered_with_near_names():
     assert "qwen3-30b-a3b" in str(caught.value)
 
 
+@pytest.mark.parametrize("what", ["H64,I96,E4", "H64,I96,E4,k2,X3", "H64,I96,E4,k0", "H64 H64 E4 k2", "H64"])
+def test_sizes_that_are_not_complete(what):
+    with pytest.raises(ModelError, match="sizes are H, I, E and k, each once"):
+        find_model(what)
+
+
 def test_a_quantized_checkpoint_is_not_taken_for_the_plain_one():
     with pytest.raises(ModelError, match=r"only its config.json says[\s\S]*qwen3-30b-a3b with --format"):
         find_model("Qwen/Qwen3-30B-A3B-Instruct-2507-FP8")
@@ -622,12 +628,12 @@ def test_correction_biases_are_known():
         ("deepseek-v3", {"scoring_func": "softmax"}, "softmax scores with topk_method noaux_tc"),
         ("deepseek-v2", {"topk_method": "noaux_tc"}, "softmax scores with topk_method noaux_tc"),
         ("glm-4.5-air", {"model_type": "deepseek_v4", "scoring_func": "tanh"}, "tanh scores"),
-        ("deepseek-v3", {"n_group": 7}, "E = 256 does not divide into num_groups = 7"),
+        ("deepseek-v3", {"n_group": 7}, "num_groups: expected a divisor of E = 256, got 7"),
         ("deepseek-v3", {"topk_group": 9}, "topk_groups: expected a whole number from 1 to 8, got 9"),
         ("kimi-linear-48b-a3b", {"moe_router_activation_func": "softmax"}, "softmax scores"),
         ("olmoe-1b-7b", {"model_type": "cohere2_moe", "expert_selection_fn": "relu"}, "relu of the chosen experts"),
         ("mixtral-8x7b", {"num_local_experts": 64, "num_experts_per_tok": 33}, "top_k: expected"),
-        ("mixtral-8x7b", {"num_local_experts": 2048}, "E = 2048 is not from 1 to 1024"),
+        ("mixtral-8x7b", {"num_local_experts": 2048}, "expected 1 to 1024 experts, got E = 2048"),
     ],
 )
 def test_a_router_that_jitmoe_does_not_have_is_known_in_words(model, changes, words):
