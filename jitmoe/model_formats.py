@@ -40,16 +40,21 @@ def _form(encoding: Encoding, scale_dtype: DType, block_n: int, block_k: int, **
 _MXFP4 = _form(Encoding.E2M1, DType.E8M0, 1, 32)
 _MXFP8 = _form(Encoding.E4M3, DType.E8M0, 1, 32)
 _FP8_BLOCKS = _form(Encoding.E4M3, DType.FP32, 128, 128)
+_FP8_CHANNELS = _form(Encoding.E4M3, DType.FP32, 1, WHOLE)
 
 # Names for the command line: what jitmoe.quantize_* and jitmoe.load_* give.
 NAMED: dict[str, ExpertFormats] = {
     "none": PLAIN,
     "fp8-block": _both(_FP8_BLOCKS),
-    "fp8-channel": _both(_form(Encoding.E4M3, DType.FP32, 1, WHOLE)),
+    "fp8-block-w8a8": _both(_FP8_BLOCKS, InputQuant.E4M3),
+    "fp8-channel": _both(_FP8_CHANNELS),
+    "fp8-channel-w8a8": _both(_FP8_CHANNELS, InputQuant.E4M3),
     "fp8-tensor": _both(_form(Encoding.E4M3, DType.FP32, WHOLE, WHOLE)),
     "int8": _both(_form(Encoding.INT8, DType.FP32, 1, WHOLE)),
     "int8-w8a8": _both(_form(Encoding.INT8, DType.FP32, 1, WHOLE), InputQuant.INT8),
     "int4": _both(_form(Encoding.INT4, DType.BF16, 1, 128)),
+    "int4-64": _both(_form(Encoding.INT4, DType.BF16, 1, 64)),
+    "int4-32": _both(_form(Encoding.INT4, DType.BF16, 1, 32)),
     "int4-zero-point": _both(_form(Encoding.UINT4, DType.BF16, 1, 128, has_zero_point=True)),
     "mxfp4": _both(_MXFP4),
     "mxfp8": _both(_MXFP8),

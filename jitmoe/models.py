@@ -67,6 +67,12 @@ class MoEModel:
             reasons.append(f"activation {self.activation}: jitmoe has {', '.join(known)}")
         if self.formats.unknown:
             reasons.append(f"weights quantized as {self.formats.unknown}: no loader reads this format")
+        for letter, size, form in (
+            ("H", self.hidden_size, self.formats.w1),
+            ("I", self.intermediate_size, self.formats.w2),
+        ):
+            if form is not None and form.bits == 4 and size % 2:
+                reasons.append(f"{letter} = {size} is odd, but two 4-bit codes share a byte")
         if self.dtype not in COMPUTE_DTYPES:
             reasons.append(f"dtype {self.dtype.value}: jitmoe has kernels for bf16, fp16, fp32")
         return tuple(reasons)

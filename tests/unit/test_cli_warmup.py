@@ -132,6 +132,12 @@ def test_dry_run_compiles_nothing_and_makes_no_folder(compiler, capsys, tmp_path
     assert ", 0 to compile" in summary and len(summary.splitlines()) == 4  # model, router, count, cache
 
 
+def test_two_4_bit_codes_share_a_byte(compiler, capsys):
+    assert warmup.main(["H64,I97,E4,k2", "--device", "pvc", "--format", "mxfp4"]) != 0
+    assert "I = 97 is odd" in capsys.readouterr().err
+    assert warmup.main(["H64,I97,E4,k2", "--device", "pvc", "--format", "int8", "--dry-run", "-q"]) == 0
+
+
 def test_explain_shows_each_bucket(compiler, capsys):
     assert warmup.main(["mixtral-8x7b", "--device", "bmg-g21", "--tokens", "1,4096", "--explain", "--dry-run"]) == 0
     out = capsys.readouterr().out

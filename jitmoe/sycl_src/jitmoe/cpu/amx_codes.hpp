@@ -43,22 +43,24 @@ template <class B> struct CodeRows : WeightRows<uint8> {
   void read_scales(int64 first, int count, float (*to)[2 * amx::kRows]) const {
     const bool is_dense = blocks[1].weights.row == blocks[0].weights.row + amx::kRows;
     const int64 ahead = (is_dense ? 2 : 1) * amx::kRows;
-    for (int a = 0; a < 2; ++a)
+    for (int a = 0; a < 2; ++a) {
+      const int num_rows = this->num_rows[a];
+      const int num_read = num_rows == amx::kRows && blocks[a].is_shared_by(amx::kRows) ? 1 : num_rows;
 #pragma clang loop unroll(disable)
       for (int b = 0; b < count; b += 16) {
         const int there = count - b < 16 ? count - b : 16;
-        Vec<uint32, 16> scales[amx::kRows];
+        Vec<uint32, 16> scales[amx::kRows] = {};
 #pragma clang loop unroll(disable)
-        for (int n = 0; n < amx::kRows; ++n) {
-          scales[n] = 0u;
-          if (n < this->num_rows[a])
-            scales[n] = bit_cast<Vec<uint32, 16>>(typename B::Row(blocks[a], n).scales(first + b, there));
+        for (int n = 0; n < num_read; ++n) {
+          scales[n] = bit_cast<Vec<uint32, 16>>(typename B::Row(blocks[a], n).scales(first + b, there));
           prefetch(typename B::Row(blocks[a], n + ahead).scale_at(first + b));
         }
+        for (int n = num_read; n < num_rows; ++n) scales[n] = scales[0];
         transpose<16>(scales);
 #pragma clang loop unroll(disable)
         for (int i = 0; i < there; ++i) store(to[b + i] + a * amx::kRows, scales[i]);
       }
+    }
   }
 };
 
@@ -242,7 +244,7 @@ template <class Config> inline constexpr int parts_of<TileBytes<Config>> = has_f
 template <class Config>
 inline constexpr int64 sum_block_of<TileBytes<Config>> = has_fixed_point<Config>() ? Config::block_k / 2 : 0;
 
-// The tiles of a GEMM of `Config` with weights of that layout. Inputs that were prepared are bf16, int8 or 16-bit fixed point.
+// The tiles of a GEMM of `Config` with weights of that layout. Inputs that were prepared are bf16, int8 or int16.
 template <class Config, Layout layout>
 using TilesOf = typename Conditional<
     !Config::quantized, TileWeights<Simd<Config::isa, Config::dtype>, layout>,

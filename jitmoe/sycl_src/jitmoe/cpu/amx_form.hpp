@@ -7,11 +7,12 @@
 //   X   token tiles [K / 32][16 units][16 tokens], token_tile_dwords<W>(K) apart, zero past K
 //   C   sums[token tile][2][16 rows][16 tokens], fp32 (int32 if int8 are multiplied and blocks have no scales)
 //
-// Quantized weights and inputs with scales for blocks of K (sum_block_of<W>), int8 with 16-bit fixed-point inputs among them:
-// the sums of each block are scaled and added up in fp32 (amx_blocks.hpp). The inputs' scales, [blocks][16 tokens] fp32, follow each of X's tiles.
+// Quantized weights and inputs with scales for blocks of K (sum_block_of<W>), int8 with 16-bit fixed-point inputs among
+// them: the sums of each block are scaled and added up in fp32 (amx_blocks.hpp). The inputs' scales, [blocks][16 tokens]
+// fp32, follow each of X's tiles.
 //
-// An element of K is a bf16 or an fp16, or two int8 (amx.hpp). Where tokens have parts_of<W> parts, each tile of X is followed
-// by one with their low parts.
+// An element of K is a bf16 or an fp16, or two int8 (amx.hpp). Where numbers of X have two parts (parts_of<W>), each tile of
+// their high parts is followed by one of their low parts.
 //
 // Weights come from memory in pieces of 32 rows x kPieceK elements. While one is multiplied the next is asked for,
 // evenly spread over the multiplications (and over staging, where that takes long); `beside()` is called after each
