@@ -126,7 +126,7 @@ def test_formats_that_fit_fp16(pair):
 @pytest.mark.parametrize(
     "weights",
     [
-        form(Encoding.INT8, 1, 32, DType.FP16),
+        form(Encoding.INT8, 1, 64, DType.FP16),
         form(Encoding.E4M3, 1, WHOLE),
         form(Encoding.E5M2, 1, WHOLE),
         form(Encoding.INT4, 1, 32, DType.FP16),
@@ -169,7 +169,7 @@ def test_tiles_multiply_the_nearest_fp16_of_code_times_scale(weights):
 @pytest.mark.parametrize(
     "weights",
     [
-        form(Encoding.INT8, 1, 32),
+        form(Encoding.INT8, 1, 64),
         form(Encoding.E4M3, 128, 128),
         form(Encoding.E4M3, 1, 32, DType.E8M0),
         form(Encoding.E5M2, 1, 64, DType.BF16),
@@ -224,9 +224,9 @@ def int8_layer(tokens, hidden, inner, experts, formats, generator):
 @pytest.mark.parametrize(
     ("tokens", "hidden", "inner", "experts", "formats"),
     [
-        (90, 210, 166, 3, (form(Encoding.INT8, 1, WHOLE), form(Encoding.INT8, 1, 64, DType.BF16))),
-        (150, 4096 + 200, 80, 4, (form(Encoding.INT8, 1, 64), form(Encoding.INT8, WHOLE, WHOLE))),  # K: two pieces
-        (60, 6400, 80, 4, (form(Encoding.INT8, 1, 192), form(Encoding.INT8, 3, 64, DType.E8M0))),  # of blocks too
+        (90, 210, 166, 3, (form(Encoding.INT8, 1, WHOLE), form(Encoding.INT8, 1, 128, DType.BF16))),
+        (150, 4096 + 200, 80, 4, (form(Encoding.INT8, 1, 128), form(Encoding.INT8, WHOLE, WHOLE))),  # K: two pieces
+        (60, 6400, 80, 4, (form(Encoding.INT8, 1, 192), form(Encoding.INT8, 3, 128, DType.E8M0))),  # of blocks too
         # More tokens of an expert than are multiplied together.
         (700, 136, 1100, 3, (form(Encoding.INT8, 128, 128), form(Encoding.INT8, 1, 192))),
         (90, 1030, 1100, 9, (form(Encoding.INT8, 1, 768, DType.FP16), form(Encoding.INT8, 1, 1024))),
@@ -556,7 +556,7 @@ def test_long_rows_with_outliers(weights):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e37])
 @pytest.mark.parametrize(
-    ("weights", "tokens"), [(form(Encoding.INT4, 1, 32), FEW), (form(Encoding.INT8, 1, 64), MANY)], ids=str
+    ("weights", "tokens"), [(form(Encoding.INT4, 1, 32), FEW), (form(Encoding.INT8, 1, 128), MANY)], ids=str
 )
 def test_inputs_that_are_not_finite_stay_in_their_row(weights, tokens, bad):
     """Neither do those whose intermediate is not."""

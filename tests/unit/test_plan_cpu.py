@@ -135,7 +135,7 @@ def test_bytes_of_fixed_point_inputs_follow_each_other():
         ((None, None), {}, cpu.ROWS_TOKENS),
         ((None, None), {"dtype": DType.FP16}, cpu.ROWS_TOKENS),
         (((Encoding.INT8, 0), (Encoding.UINT4, 32)), {}, cpu.ROWS_TOKENS_INTEGERS),
-        (((Encoding.INT8, 0), (Encoding.INT8, 64)), {}, cpu.ROWS_TOKENS),
+        (((Encoding.INT8, 0), (Encoding.INT8, 128)), {}, cpu.ROWS_TOKENS),
         (((Encoding.E2M1, 32), (Encoding.E4M3, 128)), {}, cpu.ROWS_TOKENS),
         (((Encoding.INT4, 128), None), {}, cpu.ROWS_TOKENS),
         (((Encoding.INT4, 96), (Encoding.INT4, 96)), {}, cpu.ROWS_TOKENS_OTHERS),  # no whole chunks
@@ -273,10 +273,13 @@ def test_which_codes_become_fp16(encoding, block_k, scale_dtype, expected):
     ("block_k", "changes", "expected"),
     [
         (0, {}, (512, 512)),
-        (64, {"dtype": DType.FP16}, (64, 64)),
+        (128, {"dtype": DType.FP16}, (128, 128)),
+        (192, {}, (192, 192)),
         (1024, {}, (512, 512)),
         (768, {}, (256, 256)),
-        (32, {}, None),  # a tile row belongs to one block
+        (64, {}, None),  # sums are stored too often
+        (576, {}, None),  # likewise: 64 is what divides 512 too
+        (160, {}, None),  # a tile row belongs to one block
         (0, {"hidden_size": 2047}, None),  # int8 are read two by two
         (0, {"intermediate_size": 767}, None),
         (0, {"num_tokens": 8}, None),  # 2 per expert: rows are faster
